@@ -1,0 +1,65 @@
+"""Every error pospatch raises: a PospatchError and the matching builtin, saying what was got, what was wanted, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "AlreadyPatched",
+    "BadOption",
+    "BadOptionType",
+    "CheckpointError",
+    "NotPatched",
+    "PospatchError",
+    "SeamChanged",
+    "UnknownName",
+    "UnsupportedHost",
+    "suggest",
+]
+
+
+class PospatchError(Exception):
+    """Base class of all errors raised by pospatch; catch this one to catch them all."""
+
+
+class UnknownName(PospatchError, ValueError):
+    """A method, option, task or site name that does not exist; the message lists near and valid names."""
+
+
+class BadOption(PospatchError, ValueError):
+    """An option value outside its range (NaN, zero, a list of the wrong length)."""
+
+
+class BadOptionType(BadOption, TypeError):
+    """An option of the wrong type, or an option that the method does not have."""
+
+
+class UnsupportedHost(PospatchError, NotImplementedError):
+    """A model, or a pair of model and method, that cannot work; the message gives the reason."""
+
+
+class AlreadyPatched(PospatchError, ValueError):
+    """Another method already holds a site that this one needs."""
+
+
+class NotPatched(PospatchError, ValueError):
+    """`remove` or a save was asked of a model that carries no patch."""
+
+
+class SeamChanged(PospatchError, RuntimeError):
+    """The proof failed: a module was not reached, or the native mechanism is still there."""
+
+
+class CheckpointError(PospatchError, ValueError):
+    """A checkpoint whose record, weights or version cannot be used."""
+
+
+def suggest(got: str, valid: Iterable[str]) -> str:
+    """Return ` Did you mean 'yarn'?`-like text for a near miss, or an empty string.
+
+    >>> suggest("yran", ["yarn", "rope"])
+    " Did you mean 'yarn'?"
+    """
+    near = get_close_matches(str(got).lower(), list(valid), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,331 @@
+"""The kinds of methods: each says at which site it acts and what it returns; the engine knows kinds, never methods.
+
+A method is a frozen dataclass of its options; its mathematics are functions of (positions, geometry, weights). Learned tensors
+are declared by `weights` and owned by the engine, which hands them back by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pospatch.errors import BadOption, BadOptionType, UnsupportedHost, suggest
+from pospatch.geometry import Geometry
+from pospatch.methods._options import check
+
+__all__ = [
+    "Band", "Bands", "Bias", "Block", "Contextual", "Embedding", "Fold", "Index", "Method", "Nothing", "QueryScale", "Rotary",
+    "Scaling", "Weights",
+]
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Base of all methods.
+
+    Class variables say what the engine and the tables need:
+        slot: what the method holds; two methods compose when their slots differ.
+        family: heading in the catalogue.
+        clears: True where the method is a whole positional mechanism, so that the host's native one is removed.
+        causal_only: True where the formula has no two-sided form.
+        needs: "nothing" where the method works on a pretrained model as it is, "training" where it does not.
+        exact_decode: False where frequencies depend on the total length, so that cached decoding cannot equal one pass.
+        source: title, arXiv id and equation.
+    """
+
+    name: ClassVar[str] = ""
+    slot: ClassVar[str] = ""
+    family: ClassVar[str] = ""
+    clears: ClassVar[bool] = True
+    causal_only: ClassVar[bool] = False
+    needs: ClassVar[str] = "training"
+    exact_decode: ClassVar[bool] = True
+    source: ClassVar[str] = ""
+
+    layers: tuple[int, ...] | str | None = field(default=None, metadata={"kind": "layers", "optional": True})
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Method:
+        """Build from keyword options; unknown and missing ones raise, naming what the method has."""
+        valid = [item.name for item in fields(cls)]
+        for name in options:
+            if name not in valid:
+                raise BadOptionType(f"{cls.name}: unknown option {name!r}.{suggest(name, valid)} Valid options: {', '.join(valid)}")
+        missing = [i.name for i in fields(cls) if i.default is MISSING and i.default_factory is MISSING and i.name not in options]
+        if missing:
+            raise BadOptionType(f"{cls.name}: option {missing[0]!r} is required, e.g. apply(model, {cls.name!r}, {missing[0]}=...)")
+        return cls(**options)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if item.name == "layers":
+                object.__setattr__(self, "layers", _check_layers(self.name, value))
+            elif "kind" in item.metadata:
+                object.__setattr__(self, item.name, check(self.name, item.name, value, item.metadata))
+        self.check()
+
+    def check(self) -> None:
+        """Rules between options; raise BadOption naming both."""
+
+    def fits(self, geometry: Geometry) -> None:
+        """Raise UnsupportedHost or BadOption where this method cannot act on such a layer."""
+        if self.causal_only and not geometry.causal:
+            raise UnsupportedHost(f"{self.name} is defined for causal attention only and this attention is two-sided")
+
+    def options(self) -> dict[str, Any]:
+        """The options that differ from their defaults, as plain JSON data."""
+        plain = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+    def weights(self, geometry: Geometry) -> dict[str, Tensor]:
+        """Initial values of the learned tensors of one layer, by name; empty where there are none."""
+        return {}
+
+    def chosen(self, layers: int) -> list[int]:
+        """Indices of the layers that the method acts on."""
+        if self.layers is None or self.layers == "all":
+            return list(range(layers))
+        if isinstance(self.layers, str):
+            rule, _, step = self.layers.partition(":")
+            every = int(step)
+            return [i for i in range(layers) if ((i + 1) % every == 0) == (rule == "every")]
+        if bad := [i for i in self.layers if not -layers <= i < layers]:
+            raise BadOption(f"{self.name}: layers={list(self.layers)} has index {bad[0]}, the model has layers 0 to {layers - 1}")
+        return sorted({i % layers for i in self.layers})
+
+
+def _check_layers(name: str, value: Any) -> Any:
+    if value is None or value == "all":
+        return value
+    if isinstance(value, str):
+        rule, _, step = value.partition(":")
+        if rule in ("every", "except_every") and step.isdigit() and int(step) > 0:
+            return value
+    elif isinstance(value, list | tuple | range) and all(isinstance(i, int) and not isinstance(i, bool) for i in value) and value:
+        return tuple(value)
+    raise BadOption(
+        f"{name}: layers={value!r} must be a list of layer indices, 'all', 'every:4' (layers 3, 7, ...) or 'except_every:4'"
+    )
+
+
+class Index(Method):
+    """Changes which position each token gets, where the table or the rotation reads it; native mechanism stays."""
+
+    slot: ClassVar[str] = "positions"
+    clears: ClassVar[bool] = False
+
+    def positions(self, positions: Tensor, geometry: Geometry, *, training: bool = False) -> Tensor:
+        """New positions for true ones, both (batch, length), in tokens; floating point where they are fractions."""
+        raise NotImplementedError
+
+
+class Embedding(Method):
+    """A vector for each position, added to the token embedding: a table of as many rows as the method is asked for."""
+
+    slot: ClassVar[str] = "embedding"
+
+    def table(self, geometry: Geometry) -> Tensor:
+        """The rows to add, (rows, width) float32; `geometry.table` holds the trained rows where there are any."""
+        raise NotImplementedError
+
+
+class Rotary(Method):
+    """Rotates q and k by angles that grow with position: pair i of a head turns by inv_freq[i] radians per token."""
+
+    slot: ClassVar[str] = "rotation"
+    spectral: ClassVar[bool] = True  # True where inv_freq and one amplitude say everything; False where `rotate` is overridden
+
+    @property
+    def dynamic(self) -> bool:
+        """True where the frequencies depend on the length of the sequence seen so far."""
+        return False
+
+    def frequencies(self, geometry: Geometry, length: Tensor | None = None) -> tuple[Tensor, float]:
+        """(inv_freq in radians per token, shape (half,), amplitude of cos and sin).
+
+        Where the method is dynamic, `length` (batch, 1) int64 is the number of tokens seen; inv_freq is then (batch, half).
+        `length` None means: at most the trained length.
+        """
+        raise NotImplementedError
+
+    def rope_parameters(self, geometry: Geometry) -> dict[str, Any] | None:
+        """The same spectrum in transformers' spelling, or None where it has no exact native form."""
+        return None
+
+    def target_length(self, geometry: Geometry) -> int | None:
+        """The length in tokens that the model is meant to read afterwards, or None where it stays."""
+        return None
+
+    def rotate(self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+               length: Tensor | None = None) -> Tensor:
+        """Rotate x (batch, heads, length, head_dim) at positions (batch, length); `side` is "query" or "key".
+
+        The first 2 * half dimensions turn, in the half-split layout (dimension i with i + half); the others pass.
+        Override it (and set spectral = False) where a method needs more than one angle a pair.
+        """
+        cos, sin = self.cos_sin(positions, geometry, x.dtype, length)
+        return apply_rotation(x, cos, sin)
+
+    def cos_sin(self, positions: Tensor, geometry: Geometry, dtype: torch.dtype,
+                length: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """cos and sin of the angles times the amplitude, (batch, 1, length, 2 * half); computed in float32, cast last."""
+        inv_freq, amplitude = self.frequencies(geometry, length)
+        inv_freq = inv_freq.to(device=positions.device, dtype=torch.float32)
+        if inv_freq.dim() == 2:
+            inv_freq = inv_freq[:, None, :]
+        angles = positions[..., None].float() * inv_freq
+        angles = torch.cat((angles, angles), dim=-1)[:, None]
+        return (angles.cos() * amplitude).to(dtype), (angles.sin() * amplitude).to(dtype)
+
+
+def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first cos.shape[-1] dimensions of x in the half-split layout; the others pass unchanged."""
+    dim = cos.shape[-1]
+    turned, rest = x[..., :dim], x[..., dim:]
+    first, second = turned[..., : dim // 2], turned[..., dim // 2 :]
+    turned = turned * cos + torch.cat((-second, first), dim=-1) * sin
+    return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+class Scaling(Rotary):
+    """Changes the frequencies of the rotary encoding that stands in the host already."""
+
+    slot: ClassVar[str] = "scaling"
+    family: ClassVar[str] = "scaling"
+    clears: ClassVar[bool] = False
+    needs: ClassVar[str] = "nothing"
+
+    def fits(self, geometry: Geometry) -> None:
+        super().fits(geometry)
+        if geometry.rotation is None:
+            raise UnsupportedHost(
+                f"{self.name} scales a rotary encoding and this model has none; put one there first: apply(model, ['rope', ...])"
+            )
+
+
+class QueryScale(Method):
+    """Multiplies q by a factor of its position; acts before everything else at the score site."""
+
+    slot: ClassVar[str] = "temperature"
+    family: ClassVar[str] = "scaling"
+    clears: ClassVar[bool] = False
+    needs: ClassVar[str] = "nothing"
+
+    def factor_at(self, query_positions: Tensor, geometry: Geometry) -> Tensor:
+        """Factors (batch, query) float32 for positions (batch, query)."""
+        raise NotImplementedError
+
+
+class Bias(Method):
+    """Adds an offset in nats to each logit, after the scaling by 1/sqrt(head_dim)."""
+
+    slot: ClassVar[str] = "score"
+    family: ClassVar[str] = "relative"
+
+    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+        """Offsets (batch or 1, heads, query, key) float32 for positions (batch, query) and (batch, key)."""
+        raise NotImplementedError
+
+
+class Fold(Bias):
+    """A bias that is a sum of products f(m) * g(n): extra columns of q and k whose dot product it is, up to a row constant."""
+
+    def columns(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """Columns for q (batch, heads, query, c) and k (batch, kv_heads or 1, key, c), float32, so that q_columns . k_columns
+        is the bias in nats plus anything constant in a row. Values must be exact in bfloat16 on the key side."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Band:
+    """The pairs with start <= m - n < stop (None: no end), which attend with q at query(m) and k at key(n), in tokens.
+
+    With `unit` u > 1 whole blocks of u tokens are counted instead: start <= m // u - n // u < stop. `key` maps a position alone,
+    so that keys can be cached rotated; `amplitude` multiplies the logits.
+    """
+
+    start: int
+    stop: int | None
+    query: Callable[[Tensor], Tensor]
+    key: Callable[[Tensor], Tensor]
+    amplitude: float = 1.0
+    unit: int = 1
+
+
+class Bands(Method):
+    """Ranges of distance, each with its own re-indexing of the rotary encoding that stands in the host."""
+
+    slot: ClassVar[str] = "score"
+    family: ClassVar[str] = "training-free"
+    clears: ClassVar[bool] = False
+    needs: ClassVar[str] = "nothing"
+
+    def bands(self, geometry: Geometry) -> tuple[Band, ...]:
+        """The ranges, disjoint; together they cover every pair that a causal query may see (start of the first is 0).
+
+        Where the attention is two-sided the engine mirrors them: a key after its query uses the band of n - m, with q and k
+        maps exchanged in sign, so that the relative position is the negative of the mirrored pair's.
+        """
+        raise NotImplementedError
+
+    def fits(self, geometry: Geometry) -> None:
+        super().fits(geometry)
+        if geometry.rotation is None:
+            raise UnsupportedHost(
+                f"{self.name} re-indexes a rotary encoding and this model has none; put one there first: apply(model, ['rope', {self.name!r}])"
+            )
+
+
+@dataclass
+class Block:
+    """A block of queries against all keys, as a contextual method sees it.
+
+    Args:
+        query: (batch, heads, query, head_dim).
+        key: (batch, heads, key, head_dim), repeated to the query heads.
+        scores: scaled q.k in nats, (batch, heads, query, key), float32.
+        query_positions, key_positions: (batch, query) and (batch, key) in tokens.
+        allowed: bool (batch or 1, 1, query, key); False where a query must not see a key.
+        query_state, key_state: what `state` returned for these tokens, (batch, heads, query or key, c), or None.
+    """
+
+    query: Tensor
+    key: Tensor
+    scores: Tensor
+    query_positions: Tensor
+    key_positions: Tensor
+    allowed: Tensor
+    query_state: Tensor | None = None
+    key_state: Tensor | None = None
+
+
+class Contextual(Method):
+    """Logits that depend on the content of q, k or the hidden states."""
+
+    slot: ClassVar[str] = "score"
+    family: ClassVar[str] = "adaptive"
+
+    def logits(self, block: Block, weights: Weights, geometry: Geometry) -> Tensor:
+        """New logits (batch, heads, query, key) in nats, float32; what is not allowed is masked afterwards."""
+        raise NotImplementedError
+
+    def state(self, hidden: Tensor, weights: Weights, geometry: Geometry) -> Tensor | None:
+        """A state for each token from the hidden states (batch, length, width): (batch, heads, length, c) float32, or None.
+
+        It is kept beside the cached keys, so a step needs only its own tokens' hidden states.
+        """
+        return None
+
+
+class Nothing(Method):
+    """Clears every native position and puts nothing there."""
+
+    slot: ClassVar[str] = "none"
+    family: ClassVar[str] = "absolute"
