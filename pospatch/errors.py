@@ -7,6 +7,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "AlreadyPatched",
+    "AssetError",
     "BadOption",
     "BadOptionType",
     "CheckpointError",
@@ -49,6 +50,10 @@ class NotPatched(PospatchError, ValueError):
 
 class SeamChanged(PospatchError, RuntimeError):
     """The proof failed: a module was not reached, or the native mechanism is still there."""
+
+
+class AssetError(PospatchError, OSError):
+    """A model or text that could not be fetched, converted or read; the message says what to do."""
 
 
 class CheckpointError(PospatchError, ValueError):

@@ -1,0 +1,143 @@
+"""Pictures of results: perplexity against position or length, passkey by length and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pospatch.errors import BadOption, PospatchError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from pospatch.evaluate._result import Result
+
+__all__ = ["draw_passkey", "draw_perplexity", "figure", "plot", "save_figure"]
+
+# Okabe and Ito's colours, told apart with any colour vision.
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_GREY = "#666666"
+
+
+def plot(results: Sequence[Result], path: Path) -> Path:
+    """Draw results of one task and protocol into one PNG and return its path.
+
+    Raises:
+        BadOption: no results, or of different tasks or protocols.
+    """
+    kinds = {(each.task, each.protocol) for each in results}
+    if len(kinds) != 1:
+        raise BadOption(f"one picture shows results of one task and protocol, got {sorted(kinds) or 'none'}")
+    if results[0].task == "passkey":
+        sheet = figure(1.2 + 3.4 * len(results), 3.6)
+        for index, result in enumerate(results):
+            draw_passkey(sheet.add_subplot(1, len(results), index + 1), result)
+    else:
+        sheet = figure(7.2, 4.2)
+        draw_perplexity(sheet.add_subplot(), results)
+    return save_figure(sheet, path)
+
+
+def figure(width: float, height: float) -> Figure:
+    """An empty figure of the given size in inches.
+
+    Raises:
+        PospatchError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PospatchError("pictures need matplotlib: pip install 'pospatch[evaluate]'") from error
+    return Figure(figsize=(width, height), dpi=160, layout="constrained")
+
+
+def save_figure(sheet: Figure, path: Path) -> Path:
+    """Write a figure as PNG, making the folder where needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.savefig(path, format="png", facecolor="white")
+    return path
+
+
+def draw_perplexity(axes: Axes, results: Sequence[Result]) -> None:
+    """One line a result, perplexity on a logarithmic axis, the trained length as a vertical line."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    by_position = results[0].protocol == "by_position"
+    for index, result in enumerate(results):
+        places, values = _points(result, by_position)
+        axes.plot(places, values, "o-", color=_COLOURS[index % len(_COLOURS)], label=result.label, lw=2, ms=4.5)
+    _mark_trained_length(axes, results)
+    axes.set_yscale("log")
+    plain = FuncFormatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(plain)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("position in the text (tokens)" if by_position else "length read (tokens)")
+    axes.set_ylabel("perplexity (log scale)")
+    axes.set_title(_title(results[0]), fontsize=10, loc="left")
+    axes.grid(axis="y", color="#dddddd", lw=0.6)
+    _frame(axes)
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+
+
+def draw_passkey(axes: Axes, result: Result) -> None:
+    """A table of cells, length across and depth down, with the count in each; the last row is the control."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    depths: list[float | None] = sorted({row["depth"] for row in result.rows if not row["control"]})
+    if any(row["control"] for row in result.rows):
+        depths.append(None)
+    cells = {(row["length"], row["depth"]): row for row in result.rows}
+    shares = [[cells[length, depth]["rate"] for length in result.lengths] for depth in depths]
+    colours = LinearSegmentedColormap.from_list("share", ["#f6e3d8", "#9fd0bd", "#009E73"])
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    for across, length in enumerate(result.lengths):
+        for down, depth in enumerate(depths):
+            cell = cells[length, depth]
+            axes.text(across, down, f"{cell['right']}/{cell['trials']}", ha="center", va="center", fontsize=9)
+    axes.set_xticks(range(len(result.lengths)), [_tokens(length) for length in result.lengths])
+    axes.set_yticks(range(len(depths)), ["no key" if depth is None else f"{100 * depth:.0f} %" for depth in depths])
+    axes.set_xlabel("context length (tokens)")
+    axes.set_ylabel("depth of the key")
+    axes.set_title(f"passkey, {result.label}", fontsize=10, loc="left")
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _points(result: Result, by_position: bool) -> tuple[list[float], list[float]]:
+    rows = [row for row in result.rows if not by_position or row["length"] == result.lengths[-1]]
+    places = [(row["start"] + row["end"]) / 2 if by_position else row["length"] for row in rows]
+    return places, [float("nan") if row["perplexity"] is None else row["perplexity"] for row in rows]
+
+
+def _mark_trained_length(axes: Axes, results: Sequence[Result]) -> None:
+    lengths: set[Any] = {result.model.get("positions", {}).get("trained_length") for result in results} - {None}
+    if len(lengths) != 1:
+        return
+    trained = lengths.pop()
+    if trained > results[0].lengths[-1]:
+        return
+    axes.axvline(trained, color=_GREY, ls="--", lw=1)
+    axes.annotate(
+        f"trained to {trained}", (trained, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
+        textcoords="offset points", fontsize=8, color=_GREY, rotation=90, va="bottom",
+    )  # fmt: skip
+
+
+def _title(result: Result) -> str:
+    extra = f", last {result.options['k']} tokens" if result.protocol == "last_k" else ""
+    return f"{result.model['name']}: perplexity {result.protocol.replace('_', ' ')}{extra}"
+
+
+def _tokens(value: float) -> str:
+    return f"{value / 1024:g}k" if value >= 1024 and value % 512 == 0 else f"{value:g}"
+
+
+def _frame(axes: Axes) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

@@ -1,0 +1,184 @@
+"""What a measurement leaves: every number with the protocol, method, model, text and versions that it belongs to."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pospatch.errors import BadOption, UnsupportedHost
+
+__all__ = ["Cells", "Result", "compare", "describe_model", "write_json"]
+
+_PACKAGES = ("pospatch", "torch", "transformers", "tokenizers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found
+
+
+@dataclass(kw_only=True)
+class Result:
+    """One task's numbers on one model.
+
+    `rows` holds one dictionary a cell; `summary` a few figures over all of them; lengths and positions are in tokens,
+    losses in nats a token.
+    """
+
+    task: str
+    protocol: str
+    label: str
+    model: dict[str, Any]
+    options: dict[str, Any]
+    lengths: list[int]
+    rows: list[dict[str, Any]]
+    n_scored_tokens: int
+    summary: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] | None = None
+    seed: int | None = None
+    seconds: float | None = None
+    versions: dict[str, str] = field(default_factory=versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain JSON types."""
+        return asdict(self)
+
+    def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write `path` with the suffixes .json and .png, side by side, and return both paths.
+
+        >>> perplexity(model, tokenizer, text=text, lengths=16384).save("results/yarn")  # doctest: +SKIP
+        """
+        return compare([self], path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> list[Result]:
+        """The results in a JSON file written by `save` or `compare`.
+
+        Raises:
+            BadOption: the file holds something else.
+        """
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        try:
+            return [cls(**each) for each in content["results"]]
+        except (TypeError, KeyError) as error:
+            raise BadOption(
+                f"{path} holds no pospatch results ({error}); give a file written by Result.save"
+            ) from error
+
+
+def compare(results: Sequence[Result], path: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """Write several results of one task into one JSON and one picture, and return their paths.
+
+    Raises:
+        BadOption: none, or of different tasks or protocols, whose numbers must not share a picture.
+    """
+    from pospatch.evaluate._plot import plot
+
+    base = Path(path)
+    base = base.with_suffix("") if base.suffix in (".json", ".png") else base
+    picture = plot(results, base.with_name(base.name + ".png"))
+    return write_json(base.with_name(base.name + ".json"), {"results": [each.to_dict() for each in results]}), picture
+
+
+def write_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write strict JSON atomically: a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+    return path
+
+
+class Cells:
+    """Finished cells of a run, kept on disk when there is a path, so that an interrupted run goes on where it was.
+
+    A file of another run (other model, method, options, text) is not used: its key differs.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None, run: dict[str, Any]) -> None:
+        base = Path(path) if path is not None else None
+        if base is not None and base.suffix in (".json", ".png"):
+            base = base.with_suffix("")
+        self.path = base.with_name(base.name + ".partial.json") if base is not None else None
+        self.key = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
+        self.done: dict[str, Any] = {}
+        if self.path is not None and self.path.is_file():
+            saved = json.loads(self.path.read_text(encoding="utf-8"))
+            self.done = saved["cells"] if saved.get("run") == self.key else {}
+
+    def __contains__(self, cell: str) -> bool:
+        return cell in self.done
+
+    def __getitem__(self, cell: str) -> Any:
+        return self.done[cell]
+
+    def __setitem__(self, cell: str, value: Any) -> None:
+        self.done[cell] = value
+        if self.path is not None:
+            write_json(self.path, {"run": self.key, "cells": self.done})
+
+    def finish(self) -> None:
+        """Remove the file: the run is complete."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def describe_model(model: Any) -> tuple[str, dict[str, Any]]:
+    """A short label of the positional method, and the model's record: name, size, dtype, what pospatch sees in it."""
+    import pospatch
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = inner.config.get_text_config(decoder=True)
+    try:
+        seen = pospatch.inspect(inner).to_dict()
+    except UnsupportedHost as error:  # numbers of any causal model are welcome, so this is written down, not raised
+        seen = {
+            "method": None,
+            "trained_length": getattr(config, "max_position_embeddings", None),
+            "refused": str(error),
+        }
+    parameter = next(inner.parameters())
+    record = {
+        "name": Path(str(config._name_or_path)).name or type(inner).__name__,
+        "class": type(model).__name__,
+        "parameters": sum(each.numel() for each in model.parameters()),
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+        "attention": config._attn_implementation,
+        "rope_parameters": getattr(config, "rope_parameters", None),
+        "positions": seen,
+    }
+    return _label(seen.get("method"), record["rope_parameters"]), json.loads(json.dumps(record, default=str))
+
+
+def _label(method: Any, rope_parameters: Any) -> str:
+    if method:
+        return _method_label(method)
+    kind = (rope_parameters or {}).get("rope_type", "default")
+    if kind == "default":
+        return "as it is"
+    factor = rope_parameters.get("factor")
+    return f"{kind} x{factor:g} (native)" if factor else f"{kind} (native)"
+
+
+def _method_label(method: Any) -> str:
+    if isinstance(method, (list, tuple)):
+        return " + ".join(_method_label(each) for each in method)
+    if not isinstance(method, dict):
+        return str(method)
+    options = method.get("options") or {key: value for key, value in method.items() if key != "name"}
+    name = str(method.get("name", "patched"))
+    return f"{name} x{options['factor']:g}" if isinstance(options.get("factor"), (int, float)) else name
