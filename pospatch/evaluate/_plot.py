@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ def save_figure(sheet: Figure, path: Path) -> Path:
 
 def draw_perplexity(axes: Axes, results: Sequence[Result]) -> None:
     """One line a result, perplexity on a logarithmic axis, the trained length as a vertical line."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
 
     by_position = results[0].protocol == "by_position"
     for index, result in enumerate(results):
@@ -75,6 +76,7 @@ def draw_perplexity(axes: Axes, results: Sequence[Result]) -> None:
     axes.yaxis.set_major_formatter(plain)
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
+    axes.xaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(max(results[0].lengths[-1], 8) / 8))))
     axes.set_xlim(left=0)
     axes.set_xlabel("position in the text (tokens)" if by_position else "length read (tokens)")
     axes.set_ylabel("perplexity (log scale)")

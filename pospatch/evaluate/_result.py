@@ -161,24 +161,15 @@ def describe_model(model: Any) -> tuple[str, dict[str, Any]]:
         "rope_parameters": getattr(config, "rope_parameters", None),
         "positions": seen,
     }
-    return _label(seen.get("method"), record["rope_parameters"]), json.loads(json.dumps(record, default=str))
+    return _label(seen.get("stack"), record["rope_parameters"]), json.loads(json.dumps(record, default=str))
 
 
-def _label(method: Any, rope_parameters: Any) -> str:
-    if method:
-        return _method_label(method)
+def _label(stack: list[dict[str, Any]] | None, rope_parameters: Any) -> str:
+    if stack:
+        return " + ".join(_with_factor(each["method"], each.get("factor")) for each in stack)
     kind = (rope_parameters or {}).get("rope_type", "default")
-    if kind == "default":
-        return "as it is"
-    factor = rope_parameters.get("factor")
-    return f"{kind} x{factor:g} (native)" if factor else f"{kind} (native)"
+    return "as it is" if kind == "default" else f"{_with_factor(kind, rope_parameters.get('factor'))} (native)"
 
 
-def _method_label(method: Any) -> str:
-    if isinstance(method, (list, tuple)):
-        return " + ".join(_method_label(each) for each in method)
-    if not isinstance(method, dict):
-        return str(method)
-    options = method.get("options") or {key: value for key, value in method.items() if key != "name"}
-    name = str(method.get("name", "patched"))
-    return f"{name} x{options['factor']:g}" if isinstance(options.get("factor"), (int, float)) else name
+def _with_factor(name: str, factor: float | None) -> str:
+    return name if factor is None else f"{name} x{factor:g}"

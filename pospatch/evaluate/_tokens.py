@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def positive_lengths(lengths: Any, least: int) -> list[int]:
         BadOptionType: not integers.
         BadOption: none, or one below `least`.
     """
-    several = [lengths] if isinstance(lengths, int) else list(lengths)
+    several = list(lengths) if isinstance(lengths, Sequence | set | range) else [lengths]
     if not all(isinstance(length, int) and not isinstance(length, bool) for length in several):
         raise BadOptionType(f"lengths must be integers in tokens, got {lengths!r}")
     if not several or min(several) < least:

@@ -1,0 +1,409 @@
+"""The measurements: losses against the model's own, exact lengths, resumption, refusals, files."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from importlib import import_module
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedTokenizerFast,
+)
+
+from pospatch import evaluate
+from pospatch.errors import BadOption, BadOptionType, PospatchError, UnknownName, UnsupportedHost
+from pospatch.evaluate._head import SlicedHead
+from pospatch.evaluate._result import Cells, Result
+
+# The package offers functions of the same names as these modules.
+passkey_task = import_module("pospatch.evaluate.passkey")
+perplexity_task = import_module("pospatch.evaluate.perplexity")
+
+TEXT = "".join(chr(97 + (7 * i * i + 3 * i) % 26) + (" " if i % 5 == 0 else "") for i in range(3000))
+COMMON = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+LLAMA = {**COMMON, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}
+# Families whose way from hidden state to logits differs: softcap, multiplier, divisor, projection, experts, wrappers.
+CAUSAL = {
+    "llama": LLAMA,
+    "gemma2": {**LLAMA, "head_dim": 8, "final_logit_softcapping": 1.0, "sliding_window": 8},
+    "cohere": {**LLAMA, "logit_scale": 0.3},
+    "granite": {**LLAMA, "logits_scaling": 7.0},
+    "mixtral": {**LLAMA, "num_local_experts": 4},
+    "gpt2": {"vocab_size": 260, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
+    "gpt_neox": {**COMMON, "intermediate_size": 48, "max_position_embeddings": 512},
+    "opt": {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 16, "max_position_embeddings": 512},
+    "bloom": {"vocab_size": 260, "hidden_size": 32, "n_layer": 2, "n_head": 4},
+    "bart": {
+        "vocab_size": 260,
+        "d_model": 32,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 48,
+    },
+}
+
+
+def tiny(kind: str, **changes):
+    """A small loud model: with ordinary weights every logit is near zero and a missing softcap would not show."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, **{**CAUSAL[kind], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **changes}
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.4)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token a character, without merges."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {letter: index + 3 for index, letter in enumerate(letters)}
+    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("llama")
+
+
+def own_losses(model, ids):
+    """The plain way: all logits at once."""
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+    return nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+
+
+def text_ids(tokenizer, length):
+    return torch.tensor([tokenizer(TEXT, add_special_tokens=False)["input_ids"][:length]])
+
+
+@pytest.mark.parametrize("kind", CAUSAL)
+def test_sliced_losses_are_the_models_own(kind, tokenizer):
+    model, ids = tiny(kind), text_ids(tokenizer, 101)
+    torch.testing.assert_close(SlicedHead(model, size=16).losses(ids), own_losses(model, ids), rtol=1e-4, atol=1e-4)
+
+
+def test_sliced_losses_of_a_peft_model(tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny("llama"), LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    ids = text_ids(tokenizer, 60)
+    torch.testing.assert_close(
+        SlicedHead(model, size=16).losses(ids), own_losses(model.eval(), ids), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_logits_never_exist_for_more_than_a_slice(model, tokenizer):
+    widths = []
+    handle = model.lm_head.register_forward_hook(lambda module, args, out: widths.append(out.shape[1]))
+    try:
+        head = SlicedHead(model, size=32)
+        widths.clear()
+        head.losses(text_ids(tokenizer, 400))
+    finally:
+        handle.remove()
+    assert max(widths) == 32
+
+
+def test_model_is_left_as_it_was(tokenizer):
+    model = tiny("llama", attention_dropout=0.5).train()
+    model.model.layers[0].eval()
+    before = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    SlicedHead(model).losses(text_ids(tokenizer, 50))
+    after = {name: dict(module.__dict__) for name, module in model.named_modules()}
+    assert before.keys() == after.keys()
+    assert all(before[name].keys() == after[name].keys() for name in before)
+    assert model.training
+    assert not model.model.layers[0].training
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    ("auto", "kind", "config"),
+    [
+        (
+            AutoModelForSeq2SeqLM,
+            "t5",
+            {"vocab_size": 260, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4},
+        ),
+        (AutoModelForMaskedLM, "bert", {**COMMON, "intermediate_size": 48}),
+        (AutoModel, "llama", LLAMA),
+    ],
+)
+def test_other_models_are_refused(auto, kind, config):
+    torch.manual_seed(0)
+    other = auto.from_config(AutoConfig.for_model(kind, **config))
+    for parameter in other.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.4)
+    with pytest.raises(UnsupportedHost, match=r"causal|AutoModelForCausalLM") as caught:
+        SlicedHead(other)
+    assert isinstance(caught.value, NotImplementedError)
+
+
+def test_by_position(model, tokenizer):
+    result = evaluate.perplexity(model, tokenizer, TEXT, lengths=100, bucket=32, slice_size=7, progress=False)
+    losses = own_losses(model, text_ids(tokenizer, 100)).double()
+    wanted = [losses[:31], losses[31:63], losses[63:95], losses[95:]]
+    assert [row["n"] for row in result.rows] == [31, 32, 32, 4]
+    assert [(row["start"], row["end"]) for row in result.rows] == [(0, 32), (32, 64), (64, 96), (96, 100)]
+    for row, piece in zip(result.rows, wanted, strict=True):
+        assert row["perplexity"] == pytest.approx(math.exp(piece.mean()), rel=1e-4)
+    assert result.summary["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-4)
+    assert result.n_scored_tokens == 99
+
+
+def test_truncated(model, tokenizer):
+    result = evaluate.perplexity(model, tokenizer, TEXT, lengths=[80, 20], protocol="truncated", progress=False)
+    assert [row["length"] for row in result.rows] == [20, 80]
+    for row in result.rows:
+        losses = own_losses(model, text_ids(tokenizer, row["length"]))
+        assert row["loss"] == pytest.approx(losses.mean().item(), rel=1e-4)
+        assert row["n"] == row["length"] - 1
+
+
+def test_last_k_scores_the_same_tokens_at_every_length(model, tokenizer):
+    options = {"lengths": [24, 64], "k": 8, "windows": 3}
+    result = evaluate.perplexity(model, tokenizer, TEXT, protocol="last_k", progress=False, **options)
+    ids = text_ids(tokenizer, 80)
+    for row in result.rows:
+        pieces = [own_losses(model, ids[:, end - row["length"] : end])[-8:] for end in (64, 72, 80)]
+        assert row["loss"] == pytest.approx(torch.cat(pieces).mean().item(), rel=1e-4)
+        assert row["n"] == 24
+
+
+def test_beginning_of_sequence_token_counts_towards_the_length(model, tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    raw = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    raw.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    beginning = PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    result = evaluate.perplexity(model, beginning, TEXT, lengths=40, protocol="truncated", progress=False)
+    ids = torch.cat([torch.tensor([[1]]), text_ids(tokenizer, 39)], dim=1)
+    assert result.rows[0]["loss"] == pytest.approx(own_losses(model, ids).mean().item(), rel=1e-4)
+    assert result.text is not None
+    assert result.text["bos"] is True
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"text": "  \n"}, BadOption, "empty"),
+        ({"text": "short"}, BadOption, r"5 tokens.*64 are wanted"),
+        ({"text": None}, BadOptionType, "string"),
+        ({"protocol": "truncate"}, UnknownName, "Did you mean 'truncated'"),
+        ({"lengths": []}, BadOption, "at least 8"),
+        ({"lengths": 3}, BadOption, "at least 8"),
+        ({"lengths": 64.0}, BadOptionType, "integers"),
+        ({"lengths": ["64"]}, BadOptionType, "integers"),
+        ({"bucket": 0}, BadOption, "positive"),
+        ({"bucket": 1}, BadOption, "at least 2"),
+        ({"protocol": "last_k", "k": 64}, BadOption, "below the shortest"),
+    ],
+)
+def test_perplexity_refuses(model, tokenizer, change, error, message):
+    options = {"text": TEXT, "lengths": 64, "progress": False, **change}
+    with pytest.raises(error, match=message):
+        evaluate.perplexity(model, tokenizer, **options)
+
+
+def test_losses_that_are_not_finite_are_null_in_json(tokenizer, tmp_path):
+    broken = tiny("llama")
+    head = SlicedHead(broken)
+    with torch.no_grad():
+        broken.model.norm.weight.fill_(float("nan"))
+    assert torch.isnan(head.losses(text_ids(tokenizer, 40))).all()
+    rows = perplexity_task._rows(64, [{"0": [float("nan"), 63]}], 64)
+    assert rows[0]["loss"] is None
+    assert rows[0]["perplexity"] is None
+    assert perplexity_task._summary(rows) == {"perplexity": None, "last": None}
+
+
+@pytest.mark.parametrize("length", [200, 333, 1000])
+@pytest.mark.parametrize("depth", [0.0, 0.3, 0.5, 1.0, None])
+def test_passkey_prompts_have_the_exact_length(tokenizer, length, depth):
+    length += 200  # one token a character
+    prompt = passkey_task.Prompt.for_tokenizer(tokenizer, length)
+    ids, answer = prompt.build(length, depth, "24680")
+    text = tokenizer.decode(ids)
+    assert len(ids) + len(answer) == length
+    assert tokenizer.decode(answer) == "24680"
+    assert text.endswith("The pass key is ")
+    assert text.count("24680") == (0 if depth is None else 2)
+    if depth is not None:
+        filler = text[text.index("quiz you about the important information there.") + 49 : text.rindex("\nWhat")]
+        needle = "The pass key is 24680. Remember it. 24680 is the pass key. "
+        place = filler.index(needle) / (len(filler) - len(needle))
+        assert place == pytest.approx(depth, abs=30 / (len(filler) - len(needle)))
+        rest = filler.replace(needle, "")
+        assert rest in "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. " * 20
+
+
+def test_passkey_forced_reads_the_places_before_the_digits(model, tokenizer):
+    reader = passkey_task._Reader(model, tokenizer, "forced")
+    ids, answer = passkey_task.Prompt.for_tokenizer(tokenizer, 400).build(400, 0.5, "13579")
+    with torch.no_grad():
+        logits = model(torch.tensor([ids + answer])).logits[0]
+    assert reader._forced(ids, answer, lambda: None) == logits[-6:-1].argmax(-1).tolist()
+
+
+def test_passkey_counts_what_the_model_says(model, tokenizer, monkeypatch):
+    def knows_early_keys(self, ids, answer, advance):
+        early = tokenizer.decode(ids).find("Remember") < 300
+        return answer if early else [3] * len(answer)
+
+    monkeypatch.setattr(passkey_task._Reader, "_forced", knows_early_keys)
+    options = {"lengths": [420, 800], "depths": [0.0, 1.0], "trials": 3, "controls": 2}
+    result = evaluate.passkey(model, tokenizer, progress=False, **options)
+    found = {(row["length"], row["depth"]): (row["right"], row["trials"]) for row in result.rows}
+    assert found[800, 0.0] == (3, 3)
+    assert found[800, 1.0] == (0, 3)
+    assert found[800, None][1] == 2
+    keys = [answer["key"] for row in result.rows for answer in row["answers"]]
+    assert len(set(keys)) == len(keys)
+    again = evaluate.passkey(model, tokenizer, progress=False, **{**options, "lengths": 800})
+    assert [row["answers"] for row in again.rows] == [row["answers"] for row in result.rows if row["length"] == 800]
+
+
+def test_passkey_generate_agrees_with_forced(model, tokenizer):
+    options = {"lengths": 420, "depths": 2, "trials": 1, "progress": False}
+    both = [evaluate.passkey(model, tokenizer, protocol=each, **options) for each in ("forced", "generate")]
+    rights = [[row["right"] for row in result.rows] for result in both]
+    assert rights[0] == rights[1]
+    with torch.no_grad():
+        prompt = passkey_task.Prompt.for_tokenizer(tokenizer, 420)
+        ids, answer = prompt.build(420, 0.25, both[1].rows[0]["answers"][0]["key"])
+        first = model(torch.tensor([ids])).logits[0, -1].argmax().item()
+    assert both[1].rows[0]["answers"][0]["said"][:1] == tokenizer.decode([first])[:1]
+    assert len(answer) == 5
+
+
+def test_passkey_refuses_a_tokenizer_that_merges_the_key(model):
+    class Whole:
+        bos_token_id = None
+
+        def __call__(self, text, **options):
+            return {"input_ids": [hash(text) % 997] if text else []}
+
+    with pytest.raises(UnsupportedHost, match="merges the key"):
+        passkey_task.Prompt.for_tokenizer(Whole(), 500)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"lengths": 200}, BadOption, "needs .* tokens"),
+        ({"depths": [1.5]}, BadOption, "from 0"),
+        ({"depths": 0}, BadOption, "at least 1"),
+        ({"depths": "all"}, BadOption, "count or a list"),
+        ({"trials": 0}, BadOption, "trials"),
+        ({"protocol": "forcd"}, UnknownName, "Did you mean 'forced'"),
+    ],
+)
+def test_passkey_refuses(model, tokenizer, change, error, message):
+    with pytest.raises(error, match=message):
+        evaluate.passkey(model, tokenizer, **{"lengths": 500, "progress": False, **change})
+
+
+@pytest.mark.parametrize(
+    ("right", "trials", "wanted"), [(0, 10, (0.0, 0.2775)), (5, 10, (0.2366, 0.7634)), (10, 10, (0.7225, 1))]
+)
+def test_wilson(right, trials, wanted):
+    assert passkey_task.wilson(right, trials) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_tasks_by_name(model, tokenizer):
+    assert evaluate.tasks() == ["passkey", "perplexity"]
+    with pytest.raises(UnknownName, match="Did you mean 'perplexity'"):
+        evaluate.run("perplexty", model, tokenizer)
+    with pytest.raises(BadOptionType, match="Did you mean 'lengths'"):
+        evaluate.run("perplexity", model, tokenizer, text=TEXT, length=64)
+    with pytest.raises(BadOptionType, match="needs text, lengths"):
+        evaluate.run("perplexity", model, tokenizer)
+    assert evaluate.run("perplexity", model, tokenizer, text=TEXT, lengths=64, progress=False).n_scored_tokens == 63
+
+
+def test_an_interrupted_run_goes_on_where_it_was(model, tokenizer, tmp_path, monkeypatch):
+    options = {
+        "text": TEXT,
+        "lengths": [16, 32, 48],
+        "protocol": "truncated",
+        "progress": False,
+        "path": tmp_path / "out",
+    }
+    own, seen = perplexity_task._Scorer.score, []
+
+    def counted(self, length, end, advance):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(length)
+        return own(self, length, end, advance)
+
+    monkeypatch.setattr(perplexity_task._Scorer, "score", counted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.perplexity(model, tokenizer, **options)
+    assert seen == [16, 32]
+    assert (tmp_path / "out.partial.json").is_file()
+    monkeypatch.setattr(
+        perplexity_task._Scorer, "score", lambda self, *args: (seen.append(args[0]), own(self, *args))[1]
+    )
+    result = evaluate.perplexity(model, tokenizer, **options)
+    assert seen == [16, 32, 48]
+    assert not (tmp_path / "out.partial.json").exists()
+    fresh = evaluate.perplexity(model, tokenizer, **{**options, "path": None})
+    assert fresh.rows == result.rows
+
+
+def test_cells_of_another_run_are_not_used(tmp_path):
+    first = Cells(tmp_path / "x.json", {"text": "a"})
+    first["1"] = 5
+    assert "1" in Cells(tmp_path / "x", {"text": "a"})
+    assert "1" not in Cells(tmp_path / "x", {"text": "b"})
+
+
+def test_files_and_comparison(model, tokenizer, tmp_path):
+    options = {"text": TEXT, "lengths": 96, "bucket": 24, "progress": False}
+    result = evaluate.perplexity(model, tokenizer, path=tmp_path / "deep" / "one.png", **options)
+    saved = json.loads((tmp_path / "deep" / "one.json").read_text())["results"][0]
+    assert (tmp_path / "deep" / "one.png").read_bytes()[:4] == b"\x89PNG"
+    assert saved["protocol"] == "by_position"
+    assert len(saved["text"]["sha256"]) == 64
+    assert saved["versions"]["torch"] == torch.__version__
+    assert Result.load(tmp_path / "deep" / "one.json")[0].rows == result.rows
+    other = evaluate.perplexity(model, tokenizer, **{**options, "protocol": "truncated"})
+    with pytest.raises(BadOption, match="one task and protocol"):
+        evaluate.compare([result, other], tmp_path / "both")
+    assert not (tmp_path / "both.json").exists()
+    keys = evaluate.passkey(model, tokenizer, lengths=500, depths=2, trials=1, progress=False)
+    json_file, picture = evaluate.compare([keys, keys], tmp_path / "keys")
+    assert len(Result.load(json_file)) == 2
+    assert picture.stat().st_size > 1000
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(BadOption, match="no pospatch results"):
+        Result.load(tmp_path / "other.json")
+
+
+def test_every_error_is_a_pospatch_error_and_a_builtin():
+    for error, builtin in ((BadOption, ValueError), (BadOptionType, TypeError), (UnsupportedHost, NotImplementedError)):
+        assert issubclass(error, PospatchError)
+        assert issubclass(error, builtin)
+
+
+def test_passkey_keys_have_five_digits():
+    keys = [random.Random(f"0/{trial}").randrange(10000, 100000) for trial in range(200)]
+    assert all(len(str(key)) == 5 for key in keys)
