@@ -84,6 +84,11 @@ class Method:
         plain = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
+    @classmethod
+    def example(cls, options: dict[str, Any], geometry: Geometry) -> dict[str, Any]:
+        """Options with which the method can be tried on a layer; `options` has 2 for each one that is required."""
+        return options
+
     def weights(self, geometry: Geometry) -> dict[str, Tensor]:
         """Initial values of the learned tensors of one layer, by name; empty where there are none."""
         return {}

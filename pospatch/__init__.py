@@ -1,0 +1,37 @@
+"""pospatch changes how an existing Hugging Face transformers model knows the order of its tokens.
+
+    model = pospatch.apply(model, "yarn", factor=4.0)
+    pospatch.inspect(model)
+    pospatch.remove(model)
+
+Names are resolved when first used, so that importing pospatch is quick and changes nothing in transformers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "apply": "pospatch.api",
+    "remove": "pospatch.api",
+    "inspect": "pospatch.inspection",
+    "methods": "pospatch.inspection",
+    "hosts": "pospatch.inspection",
+    "from_pretrained": "pospatch.checkpoint",
+    "register": "pospatch.registry",
+    "PospatchError": "pospatch.errors",
+}
+__all__ = [*_NAMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'pospatch' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_NAMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

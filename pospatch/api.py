@@ -1,0 +1,143 @@
+"""The two calls everything starts from: `apply` puts a method on a model, `remove` takes everything off again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pospatch import registry
+from pospatch.engine._patch import Patch, attach, merge
+from pospatch.errors import BadOptionType, NotPatched, UnsupportedHost, suggest
+
+if TYPE_CHECKING:
+    from pospatch.methods._base import Method
+
+__all__ = ["apply", "patch_of", "remove", "unwrap"]
+
+Model = TypeVar("Model")
+KEY = "_pospatch"
+
+
+def apply(model: Model, method: str | Method | Sequence[Any], **options: Any) -> Model:
+    """Change the positional mechanism of a model in place and return the same object.
+
+    Args:
+        model: any `PreTrainedModel` with a host row: base model, task head, or wrapped by peft; any dtype and device.
+        method: a registry name, a method object, or a list of them. In a list an item may be (name, {options}); keyword options go
+            to the one method of the list that declares them.
+        options: the method's options; see `pospatch methods NAME`.
+
+    A method applied again replaces itself (with the same options nothing changes); methods in different slots compose.
+
+    Raises:
+        UnknownName: no such method (with a suggestion).
+        BadOption, BadOptionType: an option that is unknown, ill typed or out of range.
+        UnsupportedHost: the model, or this pair of model and method, cannot work; with the reason.
+        AlreadyPatched: another method holds a site that this one needs.
+        SeamChanged: the proof after attaching failed.
+    The model is left exactly as it was whenever an error is raised.
+
+    >>> model = pospatch.apply(model, "yarn", factor=4.0)  # doctest: +SKIP
+    """
+    target = unwrap(model)
+    added = _methods(method, options)
+    from pospatch.checkpoint import adopt, arm
+
+    adopt(target)
+    old = patch_of(target)
+    stack = merge(old.stack if old is not None else [], added)
+    if old is not None and stack == old.stack:
+        return model
+    _exchange(target, old, stack)
+    arm(target)
+    return model
+
+
+def remove(model: Model) -> Model:
+    """Take every method off: outputs, state_dict, classes, config, hooks and requires_grad as before, to the bit.
+
+    Weights that were trained meanwhile stay trained; tensors of the patch itself are dropped.
+
+    Raises:
+        NotPatched: the model carries no patch.
+    """
+    target = unwrap(model)
+    from pospatch.checkpoint import adopt, disarm
+
+    adopt(target)
+    patch = patch_of(target)
+    if patch is None:
+        raise NotPatched(f"{type(target).__name__} carries no patch; nothing was changed. pospatch.inspect(model) shows what is there")
+    disarm(target)
+    patch.detach()
+    del vars(target)[KEY]
+    return model
+
+
+def _exchange(target: Any, old: Patch | None, stack: list[Method]) -> None:
+    """Replace one attachment by another; on failure the old one stands again."""
+    if old is None:
+        vars(target)[KEY] = attach(target, stack, {})
+        return
+    old.detach()
+    try:
+        vars(target)[KEY] = attach(target, stack, old.kept)
+    except BaseException:
+        vars(target)[KEY] = attach(target, old.stack, old.kept)
+        raise
+
+
+def patch_of(model: Any) -> Patch | None:
+    """The patch that stands on a model, or None."""
+    return vars(unwrap(model)).get(KEY)
+
+
+def unwrap(model: Any) -> Any:
+    """The `PreTrainedModel` inside peft's and accelerate's wrappers.
+
+    Raises:
+        UnsupportedHost: there is none.
+    """
+    from transformers import PreTrainedModel
+
+    inner = model
+    if hasattr(inner, "get_base_model"):
+        inner = inner.get_base_model()
+    while not isinstance(inner, PreTrainedModel) and hasattr(inner, "module"):
+        inner = inner.module
+    if not isinstance(inner, PreTrainedModel):
+        raise UnsupportedHost(f"a transformers PreTrainedModel is wanted, got {type(model).__name__}")
+    return inner
+
+
+def _methods(method: Any, options: dict[str, Any]) -> list[Method]:
+    from pospatch.methods._base import Method
+
+    if isinstance(method, Method):
+        _none_left(method.name, options)
+        return [method]
+    if isinstance(method, str) or not isinstance(method, Sequence):
+        return [registry.build(method, **options)]
+    items = [item if isinstance(item, tuple | Method) else (item, {}) for item in method]
+    own = [item if isinstance(item, Method) else (item[0], dict(item[1])) for item in items]
+    _share(own, options)
+    return [item if isinstance(item, Method) else registry.build(item[0], **item[1]) for item in own]
+
+
+def _none_left(name: str, options: dict[str, Any]) -> None:
+    if options:
+        raise BadOptionType(f"{name} was given as an object, so its options are set already; got {sorted(options)}")
+
+
+def _share(own: list[Any], options: dict[str, Any]) -> None:
+    """Give each keyword option to the one method of a list that declares it."""
+    declared = {item[0]: {f.name for f in fields(registry.method_class(item[0]))} for item in own if isinstance(item, tuple)}
+    for option, value in options.items():
+        takers = [item for item in own if isinstance(item, tuple) and option in declared[item[0]]]
+        if not takers:
+            every = sorted(set().union(*declared.values())) if declared else []
+            raise BadOptionType(f"none of {list(declared)} has an option {option!r}.{suggest(option, every)} Valid: {', '.join(every)}")
+        if len(takers) > 1:
+            raise BadOptionType(f"option {option!r} fits {[t[0] for t in takers]}; give it with the method: [({takers[0][0]!r}, {{{option!r}: ...}}), ...]")
+        takers[0][1][option] = value

@@ -1,0 +1,1 @@
+"""Exact attention for what happens at the score site."""

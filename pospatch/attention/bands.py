@@ -1,0 +1,50 @@
+"""Logits of methods that re-index a rotary encoding by ranges of distance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pospatch.methods._base import Band
+
+__all__ = ["banded_logits"]
+
+Rotate = Callable[[Tensor, Tensor], Tensor]
+
+
+def banded_logits(bands: Sequence[Band], query: Tensor, key: Tensor, query_positions: Tensor, key_positions: Tensor, scaling: float,
+                  rotate: Rotate, two_sided: bool) -> Callable[[slice, Tensor | None], Tensor]:
+    """A function that gives the logits of a block of queries; keys are rotated once a band, queries once a block.
+
+    query and key are (batch, heads, query or key, head_dim), not rotated; positions (batch or 1, query or key).
+    """
+    keys = [rotate(key, band.key(key_positions)) for band in bands]
+    mirrored = [rotate(key, -band.key(key_positions)) for band in bands] if two_sided else []
+
+    def logits(rows: slice, bar: Tensor | None) -> Tensor:
+        where = query_positions[:, rows]
+        scores = None
+        for index, band in enumerate(bands):
+            distance = where[:, :, None] // band.unit - key_positions[:, None, :] // band.unit
+            turned = rotate(query[:, :, rows], band.query(where))
+            part = torch.matmul(turned, keys[index].transpose(2, 3)).float()
+            if two_sided:
+                part = torch.where((distance < 0)[:, None], _mirror(band, query[:, :, rows], mirrored[index], where, rotate), part)
+                distance = distance.abs()
+            part = part * (scaling * band.amplitude)
+            if scores is None:
+                scores = part
+                continue
+            holds = distance >= band.start if band.stop is None else (distance >= band.start) & (distance < band.stop)
+            scores = torch.where(holds[:, None], part, scores)
+        assert scores is not None  # a Bands method has at least one range
+        return scores
+
+    return logits
+
+
+def _mirror(band: Band, query: Tensor, key: Tensor, where: Tensor, rotate: Rotate) -> Tensor:
+    """Keys after their query: the negative of the relative position that the mirrored pair has."""
+    return torch.matmul(rotate(query, -band.query(where)), key.transpose(2, 3)).float()

@@ -1,0 +1,73 @@
+"""Attention whose logits are computed by a function, a block of queries at a time: memory heads * block * keys, exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pospatch.attention._mask import additive
+
+__all__ = ["blockwise", "repeat_kv"]
+
+BLOCK_SCORES = 2**24  # logits held at once: 64 MB of float32
+
+
+def repeat_kv(x: Tensor, heads: int) -> Tensor:
+    """Keys or values (batch, kv_heads, key, d) seen by each query head."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def blockwise(
+    query: Tensor,
+    value: Tensor,
+    mask: Any,
+    causal: bool,
+    logits: Callable[[slice, Tensor | None], Tensor],
+    *,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Softmax over `logits(rows, mask)`, applied to value.
+
+    Args:
+        query: (batch, heads, query, head_dim), for shapes only.
+        value: (batch, heads, key, d).
+        logits: returns float32 (batch, heads, rows, key) in nats for the queries `rows`; the mask is added afterwards.
+        softcap: logits become softcap * tanh(logits / softcap), before the mask.
+        sinks: (heads,) logits of a sink that takes weight and gives nothing.
+        need_weights: also return the weights (batch, heads, query, key).
+
+    Returns:
+        (batch, query, heads, d), and the weights or None.
+    """
+    batch, heads, length, _ = query.shape
+    keys = value.shape[2]
+    size = max(1, min(length, BLOCK_SCORES // max(1, batch * heads * keys)))
+    outputs, kept = [], []
+    for start in range(0, length, size):
+        rows = slice(start, min(start + size, length))
+        bar = additive(mask, causal, rows, query, keys)
+        scores = logits(rows, bar)
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = _softmax(scores if bar is None else scores + bar, sinks)
+        weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
+        outputs.append(torch.matmul(weights, value))
+        if need_weights:
+            kept.append(weights)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+    return output.transpose(1, 2).contiguous(), torch.cat(kept, dim=2) if need_weights else None
+
+
+def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """Softmax in float32; a row that may see nothing gives zeros rather than NaN."""
+    if sinks is not None:
+        column = sinks.float().reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)
+        return torch.cat((scores, column), dim=-1).softmax(dim=-1)[..., :-1]
+    blocked = (scores == float("-inf")).all(dim=-1, keepdim=True)
+    return scores.masked_fill(blocked, 0.0).softmax(dim=-1).masked_fill(blocked, 0.0)

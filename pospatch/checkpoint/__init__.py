@@ -1,0 +1,7 @@
+"""Saving and loading patched models: native where transformers can express the result, refused elsewhere without pospatch."""
+
+from pospatch.checkpoint._adopt import adopt
+from pospatch.checkpoint._load import from_pretrained
+from pospatch.checkpoint._save import arm, disarm
+
+__all__ = ["adopt", "arm", "disarm", "from_pretrained"]

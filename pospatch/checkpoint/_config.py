@@ -1,0 +1,81 @@
+"""The config of a checkpoint that only pospatch can read: the base config inside, nothing outside that another loader could use.
+
+Without pospatch, `AutoConfig` refuses the unknown model type, and the type itself names the remedy; a concrete class such as
+`LlamaForCausalLM` fails on the guard where it expects a number. With pospatch imported, every `AutoModel*` class loads it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.models.auto import modeling_auto
+from transformers.models.auto.auto_factory import _BaseAutoModelClass
+
+from pospatch.checkpoint._record import methods_of
+from pospatch.errors import CheckpointError
+
+__all__ = ["GUARD", "MODEL_TYPE", "PospatchConfig", "register", "wrap"]
+
+MODEL_TYPE = "pospatch (pip install pospatch, then import pospatch)"
+GUARD = "this checkpoint's positions were changed by pospatch: pip install pospatch, then import pospatch"
+GUARDED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads")
+
+
+class PospatchConfig(PreTrainedConfig):
+    """Reads through to the base config it carries."""
+
+    model_type = MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Build from config.json; the record is validated here, before any weight is read.
+
+        Raises:
+            CheckpointError: the record or the base config cannot be used.
+        """
+        wants_unused = kwargs.pop("return_unused_kwargs", False)
+        record, nested = config_dict.get("pospatch"), config_dict.get("base_config")
+        methods_of(record)
+        if not isinstance(nested, dict) or not isinstance(nested.get("model_type"), str) or nested["model_type"] == MODEL_TYPE:
+            raise CheckpointError("the checkpoint's config.json has no usable 'base_config'; save it again with pospatch")
+        base_class = type(AutoConfig.for_model(nested["model_type"]))
+        base, unused = base_class.from_dict(dict(nested), return_unused_kwargs=True, **kwargs)
+        config = cls()
+        vars(config)["pospatch"], vars(config)["_base"] = record, base
+        return (config, unused) if wants_unused else config
+
+    @property
+    def base(self) -> PreTrainedConfig:
+        """The config of the unpatched base."""
+        return vars(self)["_base"]
+
+    def __getattr__(self, name: str) -> Any:
+        base = vars(self).get("_base")
+        if base is None or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(base, name)
+
+
+def wrap(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """The config.json of a patched checkpoint from the base's own."""
+    base = {name: value for name, value in config.items() if name != "pospatch"}
+    outside = {name: config[name] for name in ("architectures", "dtype", "transformers_version") if name in config}
+    return {**dict.fromkeys(GUARDED, GUARD), **outside, "model_type": MODEL_TYPE, "pospatch": record, "base_config": base}
+
+
+def register() -> None:
+    """Teach AutoConfig and every AutoModel* class our model type."""
+    AutoConfig.register(MODEL_TYPE, PospatchConfig, exist_ok=True)
+    for auto_class in vars(modeling_auto).values():
+        if isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass) and hasattr(auto_class, "_model_mapping"):
+            auto_class.register(PospatchConfig, _loader(auto_class), exist_ok=True)
+
+
+def _loader(auto_class: Any) -> type:
+    def from_pretrained(path: Any, *args: Any, config: Any, **kwargs: Any) -> Any:
+        from pospatch.checkpoint._load import load
+
+        return load(auto_class, path, args, config, kwargs)
+
+    return type(f"Pospatch{auto_class.__name__}", (), {"config_class": PospatchConfig, "from_pretrained": staticmethod(from_pretrained)})

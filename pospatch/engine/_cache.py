@@ -1,0 +1,91 @@
+"""A view of a cache for one call: rotates new keys on their way in and remembers where they stand.
+
+The real cache keeps the tensors; reordering, cropping, offloading and quantizing it work as before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pospatch.engine._state import Call
+
+__all__ = ["CacheView", "extend_record", "self_attention"]
+
+RECORD = "_pospatch_positions"
+
+
+class CacheView:
+    """Stands for `cache` inside one attention call; `isinstance` and every attribute answer as the real one does."""
+
+    def __init__(self, cache: Any, call: Call) -> None:
+        self._pospatch_cache = cache
+        self._pospatch_call = call
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        return type(self._pospatch_cache)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pospatch_cache, name)
+
+    @property
+    def self_attention_cache(self) -> Any:
+        """The decoder's own half of an encoder-decoder cache, seen through the same call."""
+        return CacheView(self._pospatch_cache.self_attention_cache, self._pospatch_call)
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Store the new keys as the patch wants them and return all of them."""
+        call = self._pospatch_call
+        state = call.state
+        if state.early and not state.proof:
+            key_states = state.rotate(key_states, call.positions, "key")
+            call.keys_done = True
+        token_state = None if state.proof else state.state_of(call.hidden) if call.hidden is not None else None
+        if token_state is not None:
+            key_states = pack_state(key_states, token_state)
+        return self._pospatch_cache.update(key_states, value_states, layer_idx, *args, **kwargs)
+
+
+def pack_state(key: Tensor, token_state: Tensor) -> Tensor:
+    """Append a per-token state (batch, heads, length, c) to the keys, so that it lives and is reordered with them."""
+    batch, heads, length, columns = token_state.shape
+    kv_heads = key.shape[1]
+    grouped = token_state.reshape(batch, kv_heads, heads // kv_heads, length, columns)
+    packed = grouped.permute(0, 1, 3, 2, 4).reshape(batch, kv_heads, length, -1)
+    return torch.cat((key, packed.to(key.dtype)), dim=-1)
+
+
+def unpack_state(key: Tensor, head_dim: int, heads: int) -> tuple[Tensor, Tensor | None]:
+    """Split what `pack_state` joined: keys and (batch, heads, key, c) or None."""
+    extra = key.shape[-1] - head_dim
+    if extra <= 0:
+        return key, None
+    batch, kv_heads, length, _ = key.shape
+    groups = heads // kv_heads
+    packed = key[..., head_dim:].reshape(batch, kv_heads, length, groups, extra // groups)
+    return key[..., :head_dim], packed.permute(0, 1, 3, 2, 4).reshape(batch, heads, length, -1)
+
+
+def self_attention(cache: Any) -> Any:
+    """The cache of self-attention inside an encoder-decoder cache, or the cache itself."""
+    return getattr(cache, "self_attention_cache", cache)
+
+
+def extend_record(cache: Any, seen: int, positions: Tensor, batch: int) -> Tensor:
+    """The positions of all cached tokens, those of this call included; kept on the cache, cut where the cache was cropped."""
+    positions = positions.expand(batch, -1)
+    past = getattr(cache, RECORD, None)
+    if past is None or seen == 0:
+        past = positions[:, :0]
+    if past.shape[1] < seen:  # filled by someone else (a prefix, an unpatched forward): it stands right before these tokens
+        missing = seen - past.shape[1]
+        first = positions[:, :1] - past.shape[1] - missing
+        past = torch.cat((past.expand(batch, -1), (first + torch.arange(missing, device=positions.device)).clamp(min=0)), dim=1)
+    if past.shape[0] != batch:
+        past = past.repeat_interleave(max(batch // past.shape[0], 1), dim=0)[:batch]
+    record = torch.cat((past[:, :seen], positions), dim=1)
+    setattr(cache, RECORD, record)
+    return record

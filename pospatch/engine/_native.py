@@ -1,0 +1,119 @@
+"""Where the result is something transformers expresses itself, the config says so, and any tool loads it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from pospatch.methods._base import Embedding, Rotary
+
+if TYPE_CHECKING:
+    from pospatch.engine._patch import Patch, _Plan
+
+__all__ = ["base_fields", "write"]
+
+FIELDS = ("rope_parameters", "max_position_embeddings")
+
+
+def base_fields(model: Any) -> dict[str, Any]:
+    """The config's own positional fields before the patch, kept in the record so that `remove` works after a reload."""
+    config = model.config.get_text_config()
+    return {name: copy.deepcopy(getattr(config, name)) for name in FIELDS if getattr(config, name, None) is not None}
+
+
+def write(model: Any, patch: Patch, plan: _Plan) -> bool:
+    """Write lengths and rotary parameters into the model's own configs; True where they say everything."""
+    configs = [config for _, config in patch.configs]
+    table = plan.slots.get("embedding")
+    if isinstance(table, Embedding) and plan.sites.tables:
+        rows = plan.sites.tables[0].rows
+        counted = rows + (plan.sites.tables[0].offset if plan.sites.host.counts_offset else 0)
+        _set_length(configs, counted)
+        return set(plan.slots) == {"embedding"}
+    top = plan.top
+    if not isinstance(top, Rotary):
+        return False
+    length = max((top.target_length(g) or 0 for g in plan.layers.values()), default=0)
+    if length > (patch.trained_length or 0) and not _length_is_the_trained_one(top, plan):
+        _set_length(configs, length)
+    if not plan.sites.rotary or plan.partial or set(plan.slots) - {"rotation", "scaling"}:
+        return False
+    return _write_rope(configs, plan, top)
+
+
+def _length_is_the_trained_one(top: Rotary, plan: _Plan) -> bool:
+    """True for transformers' "dynamic", which reads the trained length from max_position_embeddings itself."""
+    native = top.rope_parameters(next(iter(plan.layers.values())))
+    return native is not None and native["rope_type"] == "dynamic"
+
+
+def _set_length(configs: list[Any], length: int) -> None:
+    for config in configs:
+        if hasattr(config, "max_position_embeddings"):
+            config.max_position_embeddings = length
+
+
+def _write_rope(configs: list[Any], plan: _Plan, top: Rotary) -> bool:
+    """Set rope_parameters where transformers computes the very same frequencies from them."""
+    written: dict[str | None, dict[str, Any]] = {}
+    for path, geometry in plan.layers.items():
+        label = plan._label(path, geometry)
+        if label in written or not plan._scales(top, label):
+            continue
+        source = plan.base[path] if top is plan.slots.get("rotation") else geometry
+        native = top.rope_parameters(source)
+        if native is None:
+            return False
+        written[label] = native
+        if not _same(configs, label, native, top.frequencies(source)):
+            return False
+    for config in configs:
+        if getattr(config, "rope_parameters", None):
+            config.rope_parameters = _merged(config.rope_parameters, written)
+    return True
+
+
+def _merged(old: dict[str, Any], written: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
+    kept = ("rope_theta", "partial_rotary_factor")
+    if None in written:
+        return {**{name: old[name] for name in kept if name in old}, **written[None]}
+    merged = copy.deepcopy(old)
+    for label, native in written.items():
+        merged[label] = {**{name: old[label][name] for name in kept if name in old[label]}, **native}
+    return merged
+
+
+def _same(configs: list[Any], label: str | None, native: dict[str, Any], ours: tuple[torch.Tensor, float]) -> bool:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    function = ROPE_INIT_FUNCTIONS.get(native["rope_type"])
+    if function is None:
+        return native["rope_type"] == "default"
+    config = next((copy.deepcopy(item) for item in configs if getattr(item, "rope_parameters", None)), None)
+    if config is None:
+        return False
+    config.rope_parameters = _merged(config.rope_parameters, {label: native})
+    with torch.device("cpu"):
+        inv_freq, amplitude = function(config, **({} if label is None else {"layer_type": label}))
+    return torch.equal(inv_freq.cpu(), ours[0].cpu()) and abs(amplitude - ours[1]) < 1e-12
+
+
+def restore_base(model: Any, base: dict[str, Any]) -> None:
+    """Bring a model that was loaded with a native patch back to its base: config fields of its own, rotary modules rebuilt."""
+    from pospatch.engine._config import own_configs
+    from pospatch.engine._sites import find
+    from pospatch.engine._undo import Undo
+
+    sites = find(model)
+    for _, config in own_configs(model, Undo()):
+        vars(config).pop("pospatch", None)
+        for name, value in base.items():
+            if name in FIELDS and hasattr(config, name):
+                setattr(config, name, copy.deepcopy(value))
+    for path, module in sites.rotary.items():
+        parent, _, name = path.rpartition(".")
+        device = next(iter(module._buffers.values())).device  # type: ignore[union-attr]
+        with torch.device(device):
+            model.get_submodule(parent)._modules[name] = type(module)(config=module.config)

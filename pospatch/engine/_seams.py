@@ -1,0 +1,144 @@
+"""The carrier: how a call's positions reach the attention function, in every family that dispatches through the registry.
+
+A forward pre-hook on each self-attention module puts one `Call` into that call's keyword arguments; the attention functions
+registered here under `pospatch|<base>` receive it with q, k and v. Positions come with the call, so that a recomputed forward, two
+forwards before a backward, and threads on one model are right. See ../shared/HOSTS.md, section 3.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from pospatch.engine import score
+from pospatch.engine._cache import CacheView, extend_record, self_attention
+from pospatch.engine._state import Call, State
+from pospatch.engine._view import PREFIX
+from pospatch.errors import SeamChanged, UnsupportedHost
+
+__all__ = ["KEYWORD", "carry", "dispatches", "is_cross", "register"]
+
+KEYWORD = "pospatch"
+BASES = ("sdpa", "eager", "flex_attention")
+
+
+def dispatches(module: nn.Module) -> bool:
+    """True where the module's forward asks the attention registry for its function."""
+    forward = inspect.unwrap(type(module).forward)
+    return "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(forward, "__code__", None), "co_names", ())
+
+
+def is_cross(kwargs: dict[str, Any]) -> bool:
+    """True where this call attends to another sequence: no shared axis, so nothing positional happens."""
+    return kwargs.get("key_value_states") is not None or kwargs.get("encoder_hidden_states") is not None
+
+
+def carry(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """The pre-hook: hand one Call, and a view of the cache where it needs one, to this call of the module."""
+    if is_cross(kwargs):
+        return None
+    state: State = module._modules[KEYWORD]  # type: ignore[assignment]
+    hidden = args[0] if args else kwargs.get("hidden_states")
+    name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
+    cache = kwargs.get(name)
+    call = _call(module, state, hidden, kwargs.get("position_ids"), self_attention(cache))
+    changed = {**kwargs, KEYWORD: call}
+    if cache is not None:
+        changed[name] = CacheView(cache, call)
+    if state.still and kwargs.get("position_embeddings") is not None:
+        changed["position_embeddings"] = identity_rotation(kwargs["position_embeddings"])
+    return args, changed
+
+
+def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor | None, cache: Any) -> Call:
+    if position_ids is not None and position_ids.dim() != 2:
+        raise UnsupportedHost(
+            f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
+        )
+    seen: Any = 0
+    offset: Any = 0
+    length = hidden.shape[1]
+    if cache is not None:
+        layer = getattr(module, "layer_idx", 0) or 0
+        seen = cache.get_seq_length(layer)
+        if isinstance(seen, Tensor):  # a static cache mutates it in place
+            seen = seen.clone() if torch.compiler.is_compiling() or not state.needs_key_positions else int(seen)
+        offset = cache.get_mask_sizes(length, layer)[1]
+    if position_ids is None:
+        position_ids = (torch.arange(length, device=hidden.device) + seen)[None]
+    call = Call(state=state, positions=position_ids, cache=cache, seen=seen, offset=offset, hidden=hidden)
+    if cache is not None and state.needs_key_positions and isinstance(seen, int) and not torch.compiler.is_compiling():
+        call.record = extend_record(cache, seen, position_ids, hidden.shape[0])
+    return call
+
+
+def identity_rotation(value: Any) -> Any:
+    """The same rotary output turned into "no rotation": cos 1 and sin 0, or complex 1, in whatever layout."""
+    if isinstance(value, tuple):
+        return torch.ones_like(value[0]), torch.zeros_like(value[1])
+    if torch.is_tensor(value) and value.is_complex():
+        return torch.ones_like(value)
+    raise SeamChanged(f"a rotary module returned {type(value).__name__}, wanted (cos, sin) or a complex tensor; this family needs a row of its own")
+
+
+def still_rotary(module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook of a rotary module whose rotation is replaced."""
+    return identity_rotation(output)
+
+
+def eager_of(module: nn.Module) -> Callable[..., Any]:
+    """The eager attention of the module's own family, which keeps its softcap, sinks and multipliers."""
+    for cls in type(module).__mro__:
+        source = sys.modules.get(cls.__module__)
+        for name in ("eager_attention_forward", "simple_eager_attention_forward", "text_eager_attention_forward", "vision_eager_attention_forward"):
+            if hasattr(source, name):
+                return getattr(source, name)
+    raise UnsupportedHost(f"{type(module).__name__} has no eager attention function in its file; use attn_implementation='sdpa'")
+
+
+def _attention(base: str) -> Callable[..., Any]:
+    def pospatch_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+        from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+        function = eager_of(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
+        call: Any = kwargs.pop(KEYWORD, None)
+        if call is not None and not isinstance(call, Call):  # a survey, which only looks
+            call.see(module, query, key, kwargs)
+            call = None
+        if call is None:
+            return function(module, query, key, value, attention_mask, **kwargs)
+        if kwargs.get("indices") is not None:
+            raise UnsupportedHost(f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense")
+        if not call.state.reached:
+            call.state.reached = True
+        if call.state.proof:
+            return score.open_attention(module, query, key, value, function, base, call.state, kwargs)
+        return score.attend(module, query, key, value, attention_mask, call, function, base, kwargs)
+
+    return pospatch_attention
+
+
+def _refuse(base: str) -> Callable[..., Any]:
+    def refused(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        call: Call | None = kwargs.get(KEYWORD)
+        what = sorted(method.name for method in call.state.methods.values()) if call is not None else "this patch"
+        raise UnsupportedHost(
+            f"{what} runs with attn_implementation in {BASES}, got {base!r}; call model.set_attn_implementation('sdpa')"
+        )
+
+    return refused
+
+
+def register() -> None:
+    """Register our attention functions once; adds names, changes none."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
+
+    for base in {*BASES, *ALL_ATTENTION_FUNCTIONS.valid_keys()}:
+        if not base.startswith(PREFIX) and PREFIX + base not in AttentionInterface._global_mapping:
+            AttentionInterface.register(PREFIX + base, _attention(base) if base in BASES else _refuse(base))

@@ -1,0 +1,128 @@
+"""What a patch keeps on one attention module, and what travels with one call of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from pospatch.geometry import Geometry
+from pospatch.methods._base import Bands, Contextual, Method, QueryScale, Rotary
+
+__all__ = ["Call", "State"]
+
+
+class State(nn.Module):
+    """The methods that act in one attention module, with their learned tensors as parameters `slot__name`.
+
+    Parameters live here, so that they are in the state dict, move with `.to()`, and are sharded by FSDP like any other.
+    """
+
+    def __init__(self, geometry: Geometry, methods: dict[str, Method], *, layout: str = "half", drop_bias: bool = False,
+                 still: bool = False) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.methods = methods
+        self.layout = layout
+        self.drop_bias = drop_bias  # the host's own additive bias is replaced
+        self.still = still  # this layer's native rotation is replaced by the identity
+        self.proof = False  # only during the proof: attend both ways with nothing of ours
+        self.reached = False
+
+    def forward(self) -> None:
+        raise NotImplementedError("a pospatch State holds tensors; the registered attention function reads it")
+
+    @property
+    def rotary(self) -> Rotary | None:
+        """What rotates q and k here, or None."""
+        return self.methods.get("rotary")  # type: ignore[return-value]
+
+    @property
+    def score(self) -> Method | None:
+        """What changes the logits here, or None."""
+        return self.methods.get("score")
+
+    @property
+    def temperature(self) -> QueryScale | None:
+        """What scales q here, or None."""
+        return self.methods.get("temperature")  # type: ignore[return-value]
+
+    @property
+    def early(self) -> bool:
+        """True where a key's rotation never changes, so that it is applied before the cache."""
+        return self.rotary is not None and not self.rotary.dynamic and not isinstance(self.score, Bands)
+
+    @property
+    def needs_key_positions(self) -> bool:
+        """True where the call must know the position of every key."""
+        return self.score is not None or (self.rotary is not None and not self.early)
+
+    def weights_of(self, slot: str) -> dict[str, Tensor]:
+        """The learned tensors of one method, by their own names."""
+        prefix = f"{slot}__"
+        return {name.removeprefix(prefix): value for name, value in self._parameters.items() if name.startswith(prefix)}
+
+    def rotate(self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None) -> Tensor:
+        """Rotate q or k of this layer, whatever order the host keeps the pairs in."""
+        rotary = self.rotary
+        return rotary.rotate(self.paired(x), positions, side, self.weights_of("rotary"), self.geometry, length)
+
+    def paired(self, x: Tensor) -> Tensor:
+        """Interleaved pairs (2i, 2i+1) moved to (i, i + half); done to q and k alike it leaves every dot product."""
+        rotation = self.geometry.rotation
+        if self.layout == "half" or rotation is None:
+            return x
+        dim = rotation.dim
+        return torch.cat((x[..., 0:dim:2], x[..., 1:dim:2], x[..., dim:]), dim=-1)
+
+    def state_of(self, hidden: Tensor) -> Tensor | None:
+        """The per-token state of a contextual method, or None."""
+        if not isinstance(self.score, Contextual):
+            return None
+        return self.score.state(hidden, self.weights_of("score"), self.geometry)
+
+
+@dataclass
+class Call:
+    """One call of one attention module: whose state, and where its queries stand. Nothing is kept after it.
+
+    Args:
+        state: the module's State.
+        positions: (batch or 1, query) int64, true positions of the queries.
+        cache: the real cache of this call, or None.
+        seen: tokens in the cache before this call.
+        offset: index of the first key that the cache returns.
+        hidden: hidden states that entered the module, (batch, query, width).
+        keys_done: set by the cache view when it has rotated the new keys.
+    """
+
+    state: State
+    positions: Tensor
+    cache: Any = None
+    seen: Any = 0
+    offset: Any = 0
+    hidden: Tensor | None = None
+    keys_done: bool = False
+    record: Tensor | None = field(default=None, repr=False)
+
+    def key_positions(self, keys: int) -> Tensor:
+        """Positions (batch or 1, key) of all keys of this call."""
+        if self.cache is None:
+            return self.positions
+        if self.record is None:
+            return self._contiguous(keys)
+        held = self.record[:, self.offset : self.offset + keys]
+        # a static cache returns slots that are still empty; they are masked, so any position will do
+        return torch.nn.functional.pad(held, (0, keys - held.shape[1])) if held.shape[1] < keys else held
+
+    def _contiguous(self, keys: int) -> Tensor:
+        """Without a record the past is taken to end right before the last real query; pads have position 0, so it is the largest."""
+        positions, query = self.positions, self.positions.shape[1]
+        last = positions.argmax(dim=1, keepdim=True)
+        slots = torch.arange(keys, device=positions.device)[None] + self.offset - self.seen
+        where = positions.gather(1, last) + slots - last
+        own = (slots >= 0) & (slots < query)
+        return torch.where(own, positions.expand(where.shape[0], -1)[:, slots[0].clamp(0, query - 1)], where)

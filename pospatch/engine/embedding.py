@@ -1,0 +1,102 @@
+"""The embedding site: the host's table emptied, resized, or a table of ours added before the first layer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from pospatch.engine._cache import self_attention
+from pospatch.engine._sites import Table
+from pospatch.engine._undo import Undo
+from pospatch.errors import BadOption
+
+__all__ = ["AddedTable", "EmptyTable", "add", "add_positions", "clear", "regrow", "replace"]
+
+UNBOUNDED = 2**17  # rows of index buffers where no table bounds the length any more; 1 MB each
+
+
+class EmptyTable(nn.Module):
+    """Stands where the host's table stood: owns the same parameter under the same name and adds nothing, at any length."""
+
+    def __init__(self, original: nn.Module) -> None:
+        super().__init__()
+        self.weight = original._parameters["weight"]
+        vars(self)["padding_idx"] = getattr(original, "padding_idx", None)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        return self.weight.new_zeros(1, 1, self.weight.shape[-1])
+
+    def moved_like(self, original: nn.Module) -> None:
+        """Hand the parameter back, in case a wrapper put another object in its place."""
+        original._parameters["weight"] = self._parameters["weight"]
+
+
+class AddedTable(nn.Module):
+    """A table of ours on a host that has none, added to the hidden states that enter the first layer."""
+
+    def __init__(self, rows: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(rows)
+        self.proof = False
+
+    def forward(self, positions: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and int(positions.max()) >= self.weight.shape[0]:
+            raise BadOption(
+                f"position {int(positions.max())} is beyond the table of {self.weight.shape[0]} rows; apply the method with a larger length="
+            )
+        return torch.nn.functional.embedding(positions, self.weight)
+
+
+def clear(table: Table, undo: Undo) -> None:
+    """Empty one table; its parameter stays in the state dict, frozen, so that DDP finds no unused one."""
+    undo.freeze(table.weight)
+    undo.set_module(table.parent, table.name, EmptyTable(table.module))
+
+
+def replace(table: Table, rows: Tensor, undo: Undo, kept: nn.Parameter | None = None) -> nn.Parameter:
+    """Put new rows behind the host's own offset rows; the table keeps its class and its way of indexing."""
+    old = table.weight
+    if kept is None:
+        weight = torch.cat((old.detach()[: table.offset], rows.to(device=old.device, dtype=old.dtype)))
+        kept = nn.Parameter(weight, requires_grad=old.requires_grad)
+    undo.set_parameter(table.module, "weight", kept)
+    undo.set_attribute(table.module, "num_embeddings", kept.shape[0])
+    return kept
+
+
+def regrow(parent: nn.Module, names: tuple[str, ...], rows: int, undo: Undo) -> None:
+    """Index buffers that bound the input's length, made `rows` long."""
+    for name in names:
+        buffer = parent._buffers.get(name)
+        if buffer is None or buffer.shape[-1] == rows:
+            continue
+        counting = name == "position_ids"
+        grown = torch.arange(rows, device=buffer.device)[None] if counting else buffer.new_zeros((1, rows))
+        undo.set_buffer(parent, name, grown.to(buffer.dtype))
+
+
+def add(layer: nn.Module, rows: Tensor, undo: Undo, kept: AddedTable | None = None) -> AddedTable:
+    """Add a table of ours before `layer`, the first of its stack."""
+    example = next(layer.parameters())
+    table = kept if kept is not None else AddedTable(rows.to(device=example.device, dtype=example.dtype))
+    undo.add_module(layer, "pospatch_table", table)
+    undo.hook(layer.register_forward_pre_hook(add_positions, with_kwargs=True))
+    return table
+
+
+def add_positions(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Pre-hook of the first layer: hidden states plus the rows at this call's positions."""
+    table: AddedTable = layer._modules["pospatch_table"]  # type: ignore[assignment]
+    if table.proof:
+        return args, kwargs
+    hidden = args[0] if args else kwargs["hidden_states"]
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        cache = self_attention(kwargs.get("past_key_values"))
+        seen = cache.get_seq_length() if cache is not None else 0
+        positions = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
+    hidden = hidden + table(positions).to(hidden.dtype)
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})

@@ -1,0 +1,88 @@
+"""The rotation site: the host's own rotary module with other frequencies, or no native rotation at all."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from pospatch.engine._seams import still_rotary
+from pospatch.engine._sites import Sites, inv_freqs, label_of
+from pospatch.engine._undo import Undo
+
+__all__ = ["FrequencyModule", "clear", "respin"]
+
+
+class FrequencyModule(nn.Module):
+    """The host's rotary module, copied, with frequencies of ours: its own layout, at native cost.
+
+    The frequencies stay float32 whatever the model is cast to, and are rebuilt when the module is materialised from meta.
+    The original module stays inside, so that it goes through the same moves and can be put back.
+    """
+
+    def __init__(self, original: nn.Module, spectra: dict[str, tuple[Tensor, float]]) -> None:
+        super().__init__()
+        keep = {id(getattr(original, "config", None)): getattr(original, "config", None)}
+        self.original = original
+        self.host = copy.deepcopy(original, keep)
+        self._spectra = {name: inv_freq.detach().cpu().float() for name, (inv_freq, _) in spectra.items()}
+        for name, (_, amplitude) in spectra.items():
+            self._set_amplitude(name, amplitude)
+        self._restore()
+
+    def _set_amplitude(self, buffer: str, amplitude: float) -> None:
+        label = label_of(buffer)
+        host = self.host
+        name = "attention_scaling" if label is None else f"{label}_attention_scaling"
+        if not hasattr(host, name):
+            name = "attention_scaling"
+        setattr(host, name, amplitude)
+        if label is None:
+            host.rope_type = "default"  # what is static must not be updated by transformers' dynamic rules
+        else:
+            host.rope_type = {**host.rope_type, label: "default"}
+
+    def _restore(self) -> None:
+        for name, inv_freq in self._spectra.items():
+            device = self.host._buffers[name].device
+            self.host._buffers[name] = inv_freq.to(device)
+            twin = f"{name.removesuffix('inv_freq')}original_inv_freq"
+            if twin in self.host._buffers:
+                self.host._buffers[twin] = inv_freq.to(device)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FrequencyModule:
+        super()._apply(fn, recurse)
+        self._restore()
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("host"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.host(*args, **kwargs)
+
+
+def respin(model: nn.Module, sites: Sites, spectra: dict[str | None, tuple[Tensor, float]], undo: Undo) -> None:
+    """Give every rotary module the frequencies of its layer types."""
+    for path, module in sites.rotary.items():
+        chosen = {name: spectra[label_of(name)] for name in inv_freqs(module) if label_of(name) in spectra}
+        if chosen:
+            parent, _, name = path.rpartition(".")
+            undo.set_module(model.get_submodule(parent), name, FrequencyModule(module, chosen))
+
+
+def clear(sites: Sites, undo: Undo) -> None:
+    """Turn every native rotation into the identity, whatever layout the family returns."""
+    for module in sites.rotary.values():
+        undo.hook(module.register_forward_hook(still_rotary))
+
+
+def same_device(model: nn.Module) -> torch.device:
+    """Device of the first parameter."""
+    return next(model.parameters()).device
