@@ -407,3 +407,18 @@ def test_every_error_is_a_pospatch_error_and_a_builtin():
 def test_passkey_keys_have_five_digits():
     keys = [random.Random(f"0/{trial}").randrange(10000, 100000) for trial in range(200)]
     assert all(len(str(key)) == 5 for key in keys)
+
+
+def test_a_patched_model_is_measured_patched_and_named(tokenizer):
+    import pospatch
+
+    patched = tiny("llama", max_position_embeddings=32)
+    plain = evaluate.perplexity(patched, tokenizer, TEXT, lengths=96, bucket=32, progress=False)
+    pospatch.apply(patched, "linear", factor=4.0)
+    result = evaluate.perplexity(patched, tokenizer, TEXT, lengths=96, bucket=32, progress=False)
+    assert (plain.label, result.label) == ("as it is", "linear x4")
+    assert result.model["positions"]["stack"] == [{"method": "linear", "factor": 4.0}]
+    assert result.model["positions"]["trained_length"] == plain.model["positions"]["trained_length"] == 32
+    losses = own_losses(patched, text_ids(tokenizer, 96)).double()
+    assert result.summary["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-4)
+    assert result.summary["perplexity"] != pytest.approx(plain.summary["perplexity"], rel=1e-3)

@@ -79,7 +79,7 @@ def passkey(
     options = {"depths": places, "trials": trials, "controls": controls, "filler": _FILLER, "question": prompt.asked}
     run = {"task": "passkey", "protocol": protocol, "model": record, "options": options, "seed": seed}
     cells, reader = Cells(path, run), _Reader(model, tokenizer, protocol)
-    plan = [(length, depth, trials) for length in wanted for depth in places]
+    plan: list[tuple[int, float | None, int]] = [(length, depth, trials) for length in wanted for depth in places]
     plan += [(length, None, controls) for length in wanted if controls]
     steps = sum(count for *_, count in plan) * len(layer_list(reader.head.decoder))
     with bar(f"passkey, {label}", steps, progress) as advance:
