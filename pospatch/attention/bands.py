@@ -21,7 +21,7 @@ def banded_logits(bands: Sequence[Band], query: Tensor, key: Tensor, query_posit
     query and key are (batch, heads, query or key, head_dim), not rotated; positions (batch or 1, query or key).
     """
     keys = [rotate(key, band.key(key_positions)) for band in bands]
-    mirrored = [rotate(key, -band.key(key_positions)) for band in bands] if two_sided else []
+    mirrored = [rotate(key, band.query(key_positions)) for band in bands] if two_sided else []
 
     def logits(rows: slice, bar: Tensor | None) -> Tensor:
         where = query_positions[:, rows]
@@ -46,5 +46,5 @@ def banded_logits(bands: Sequence[Band], query: Tensor, key: Tensor, query_posit
 
 
 def _mirror(band: Band, query: Tensor, key: Tensor, where: Tensor, rotate: Rotate) -> Tensor:
-    """Keys after their query: the negative of the relative position that the mirrored pair has."""
-    return torch.matmul(rotate(query, -band.query(where)), key.transpose(2, 3)).float()
+    """Keys after their query: with the maps exchanged, the relative position is the negative of the mirrored pair's."""
+    return torch.matmul(rotate(query, band.key(where)), key.transpose(2, 3)).float()

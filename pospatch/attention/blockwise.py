@@ -31,6 +31,7 @@ def blockwise(
     softcap: float | None = None,
     sinks: Tensor | None = None,
     need_weights: bool = False,
+    visible: Callable[[slice], Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax over `logits(rows, mask)`, applied to value.
 
@@ -41,6 +42,7 @@ def blockwise(
         softcap: logits become softcap * tanh(logits / softcap), before the mask.
         sinks: (heads,) logits of a sink that takes weight and gives nothing.
         need_weights: also return the weights (batch, heads, query, key).
+        visible: which keys the queries `rows` see at all, bool (batch, rows, key), or None where all; beside the mask.
 
     Returns:
         (batch, query, heads, d), and the weights or None.
@@ -55,6 +57,8 @@ def blockwise(
         scores = logits(rows, bar)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
+        if visible is not None and (seen := visible(rows)) is not None:  # after the softcap, which would undo it
+            scores = scores.masked_fill(~seen[:, None], float("-inf"))
         weights = _softmax(scores if bar is None else scores + bar, sinks)
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
         outputs.append(torch.matmul(weights, value))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,8 +103,10 @@ def _own(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, call
     causal = base != "eager" and is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal"))
     key_positions = call.key_positions(keys)
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
+    visible = None
     if isinstance(state.score, Bands):
         logits = _bands(state, query, key, call, key_positions, scaling)
+        visible = partial(_visible, state.score, call, key_positions)
     else:
         logits = _contextual(state, query, key, call, key_positions, key_state, scaling)
     native = kwargs.get("position_bias")
@@ -112,8 +115,12 @@ def _own(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, call
         logits = lambda rows, bar: inner(rows, bar) + native[:, :, rows]  # noqa: E731
     return blockwise(
         query, value, mask, causal, logits, dropout=kwargs.get("dropout", 0.0), softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"), need_weights=base == "eager",
+        sinks=kwargs.get("s_aux"), need_weights=base == "eager", visible=visible,
     )
+
+
+def _visible(method: Bands, call: Call, key_positions: Tensor, rows: slice) -> Tensor | None:
+    return method.visible(call.positions[:, rows], key_positions, call.state.geometry)
 
 
 def _bands(state: State, query: Tensor, key: Tensor, call: Call, key_positions: Tensor, scaling: float) -> Any:

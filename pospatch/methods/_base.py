@@ -155,7 +155,8 @@ class Rotary(Method):
     def frequencies(self, geometry: Geometry, length: Tensor | None = None) -> tuple[Tensor, float]:
         """(inv_freq in radians per token, shape (half,), amplitude of cos and sin).
 
-        Where the method is dynamic, `length` (batch, 1) int64 is the number of tokens seen; inv_freq is then (batch, half).
+        Where the method is dynamic, `length` (batch, 1) int64 is the number of tokens seen; inv_freq is then (batch, half)
+        and the amplitude may be a tensor (batch, 1, 1, 1).
         `length` None means: at most the trained length.
         """
         raise NotImplementedError
@@ -272,11 +273,20 @@ class Bands(Method):
     clears: ClassVar[bool] = False
     needs: ClassVar[str] = "nothing"
 
+    def visible(self, query_positions: Tensor, key_positions: Tensor, geometry: Geometry) -> Tensor | None:
+        """Which of the pairs a query sees at all, bool (batch, query, key) for positions (batch, query) and (batch, key);
+        None where the method hides nothing."""
+        return None
+
+    def target_length(self, geometry: Geometry) -> int | None:
+        """The length in tokens that stays within trained distances, or None where there is no such limit or it stays."""
+        return None
+
     def bands(self, geometry: Geometry) -> tuple[Band, ...]:
         """The ranges, disjoint; together they cover every pair that a causal query may see (start of the first is 0).
 
-        Where the attention is two-sided the engine mirrors them: a key after its query uses the band of n - m, with q and k
-        maps exchanged in sign, so that the relative position is the negative of the mirrored pair's.
+        Where the attention is two-sided the engine mirrors them: a key after its query uses the band of n - m, with the two
+        maps exchanged, so that the relative position is the negative of the mirrored pair's.
         """
         raise NotImplementedError
 

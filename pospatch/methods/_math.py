@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pospatch.errors import UnsupportedHost
+from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
+from pospatch.methods._base import apply_rotation
 
 __all__ = [
-    "is_default", "native_parameters", "periods", "periods_of", "rotary_inv_freq", "standing", "standing_inv_freq",
-    "yarn_amplitude", "yarn_ramp",
+    "divided", "identity", "is_default", "longrope_parameters", "native_parameters", "ntk_divisors", "periods",
+    "periods_of", "rotary_inv_freq", "standing", "standing_inv_freq", "turn", "window_of", "yarn_amplitude",
+    "yarn_divisors", "yarn_ramp",
 ]
 
 
@@ -94,3 +96,51 @@ def yarn_ramp(rotation: Rotation, length: int, beta_fast: float, beta_slow: floa
     if low == high:
         high += 0.001
     return torch.clamp((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / (high - low), 0, 1)
+
+
+def yarn_divisors(rotation: Rotation, length: int, factor: float) -> Tensor:
+    """What YaRN with its default betas divides each frequency by, float32 (half,); 1 everywhere at factor 1."""
+    ramp = yarn_ramp(rotation, length, 32.0, 1.0, True)
+    return 1.0 / (ramp / factor + (1 - ramp))
+
+
+def ntk_divisors(dim: int, factor: float) -> Tensor:
+    """What the NTK-aware base divides each frequency by: factor ** (2i / (dim - 2)), float64 (dim / 2,)."""
+    return factor ** (torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / max(dim - 2, 1))
+
+
+def divided(rotation: Rotation, divisors: Tensor) -> Tensor:
+    """What stands there with each frequency divided, in the order of operations of transformers' `longrope`."""
+    return 1.0 / (divisors * periods(rotation))
+
+
+def longrope_parameters(geometry: Geometry, divisors: Tensor, amplitude: float, length: int) -> dict[str, Any] | None:
+    """Any fixed spectrum in transformers' spelling: a `longrope` whose two lists are equal; None where a frequency
+    is 0."""
+    if not bool(divisors.isfinite().all()):
+        return None
+    values = divisors.tolist()
+    return native_parameters(
+        "longrope", geometry, factor=1.0, original_max_position_embeddings=length, attention_factor=amplitude,
+        short_factor=values, long_factor=values,
+    )
+
+
+def identity(positions: Tensor) -> Tensor:
+    """The positions themselves."""
+    return positions
+
+
+def window_of(name: str, window: int | None, geometry: Geometry) -> int:
+    """The window in tokens: a quarter of the trained length where it is None; BadOption where it is not below that
+    length."""
+    window = window or max(1, geometry.length // 4)
+    if window >= geometry.length:
+        raise BadOption(f"{name}: window={window} must be below the trained length {geometry.length}")
+    return window
+
+
+def turn(x: Tensor, angles: Tensor, amplitude: float = 1.0) -> Tensor:
+    """Rotate x (batch, heads, length, head_dim) by angles (batch, heads or 1, length, half) in radians, float32."""
+    angles = torch.cat((angles, angles), dim=-1)
+    return apply_rotation(x, (angles.cos() * amplitude).to(x.dtype), (angles.sin() * amplitude).to(x.dtype))

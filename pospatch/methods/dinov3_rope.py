@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pospatch.geometry import Geometry
+from pospatch.methods._base import Rotary, Weights
+from pospatch.methods._grid import check_grid, coordinates, hold_prefix
+from pospatch.methods._math import turn
+from pospatch.methods._options import integer, number
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINOv3RoPE(Rotary):
+    """DINOv3's 2-D RoPE: coordinates of patch centres run from -1 to 1 whatever the resolution.
+
+    y = 2 * (row + 0.5) / rows - 1, x = 2 * (column + 0.5) / columns - 1
+    angle = 2 * pi * y * f[k] for pair k, 2 * pi * x * f[k] for pair dim / 4 + k; f[k] = rope_theta ** (-4 * k / dim)
+
+    Source: DINOv3, arXiv 2508.10104, section 3.2, and transformers' `dinov3_vit`.
+
+    Args:
+        rope_theta: base of the frequencies, above 1; 100 in the paper.
+        prefix: tokens before the first patch, which do not turn; 5 in DINOv3 (class token and 4 registers), 1 for ViT.
+        rows, columns: the grid of patches; None is the model's own. Give both for images of another size.
+
+    Departs: coordinates are not shifted, jittered or rescaled at random in training.
+
+    Raises:
+        BadOption: head_dim is not a multiple of 4.
+        UnsupportedHost: the model has no grid of patches.
+    """
+
+    family: ClassVar[str] = "rotary"
+    spectral: ClassVar[bool] = False
+    source: ClassVar[str] = "DINOv3, arXiv 2508.10104, section 3.2"
+
+    rope_theta: float = number(100.0, above=1.0)
+    prefix: int = integer(1, low=0)
+    rows: int | None = integer(None, optional=True)
+    columns: int | None = integer(None, optional=True)
+
+    def fits(self, geometry: Geometry) -> None:
+        super().fits(geometry)
+        check_grid(self.name, geometry)
+
+    def frequencies(self, geometry: Geometry, length: Tensor | None = None) -> tuple[Tensor, float]:
+        """f of one axis, (head_dim / 4,)."""
+        exponent = torch.arange(0, 1, 4 / geometry.head_dim, dtype=torch.float32, device="cpu")
+        return 1 / self.rope_theta**exponent, 1.0
+
+    def rotate(
+        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        length: Tensor | None = None,
+    ) -> Tensor:
+        rows, columns = check_grid(self.name, geometry)
+        rows, columns = self.rows or rows, self.columns or columns
+        row, column = coordinates(positions, geometry, self.prefix, columns)
+        y, x_ = 2.0 * ((row + 0.5) / rows) - 1.0, 2.0 * ((column + 0.5) / columns) - 1.0
+        axis = self.frequencies(geometry)[0].to(x.device)
+        angles = 2 * math.pi * torch.stack((y, x_), dim=-1)[..., None] * axis
+        return turn(x, hold_prefix(angles.flatten(-2)[:, None], positions, self.prefix))
