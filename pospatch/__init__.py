@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from pospatch._on_import import when_imported
+
 __version__ = "0.1.0"
 
 _NAMES = {
@@ -25,6 +27,14 @@ _NAMES = {
     "PospatchError": "pospatch.errors",
 }
 __all__ = [*_NAMES, "__version__"]
+
+
+def _register_model_type() -> None:
+    importlib.import_module("pospatch.checkpoint._config").register()
+
+
+# AutoModel* learns our checkpoints as soon as transformers' registry of models is there, which may be now, later or never
+when_imported("transformers.models.auto.modeling_auto", _register_model_type)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,11 @@ from pospatch.methods._base import Band
 __all__ = ["banded_logits"]
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
+Visible = Callable[[Tensor, Tensor], Tensor | None]
 
 
 def banded_logits(bands: Sequence[Band], query: Tensor, key: Tensor, query_positions: Tensor, key_positions: Tensor, scaling: float,
-                  rotate: Rotate, two_sided: bool) -> Callable[[slice, Tensor | None], Tensor]:
+                  rotate: Rotate, visible: Visible, two_sided: bool) -> Callable[[slice, Tensor | None], Tensor]:
     """A function that gives the logits of a block of queries; keys are rotated once a band, queries once a block.
 
     query and key are (batch, heads, query or key, head_dim), not rotated; positions (batch or 1, query or key).
@@ -40,7 +41,8 @@ def banded_logits(bands: Sequence[Band], query: Tensor, key: Tensor, query_posit
             holds = distance >= band.start if band.stop is None else (distance >= band.start) & (distance < band.stop)
             scores = torch.where(holds[:, None], part, scores)
         assert scores is not None  # a Bands method has at least one range
-        return scores
+        seen = visible(where, key_positions)
+        return scores if seen is None else scores.masked_fill(~seen[:, None], float("-inf"))
 
     return logits
 

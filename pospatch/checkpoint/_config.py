@@ -13,6 +13,7 @@ from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
 from pospatch.checkpoint._record import methods_of
+from pospatch.engine._native import FIELDS
 from pospatch.errors import CheckpointError
 
 __all__ = ["GUARD", "MODEL_TYPE", "PospatchConfig", "register", "wrap"]
@@ -35,12 +36,16 @@ class PospatchConfig(PreTrainedConfig):
             CheckpointError: the record or the base config cannot be used.
         """
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        record, nested = config_dict.get("pospatch"), config_dict.get("base_config")
+        record = config_dict.get("pospatch")
         methods_of(record)
+        nested = record.get("base_config")
         if not isinstance(nested, dict) or not isinstance(nested.get("model_type"), str) or nested["model_type"] == MODEL_TYPE:
-            raise CheckpointError("the checkpoint's config.json has no usable 'base_config'; save it again with pospatch")
+            raise CheckpointError("the checkpoint's config.json has no usable 'pospatch.base_config'; save it again with pospatch")
         base_class = type(AutoConfig.for_model(nested["model_type"]))
         base, unused = base_class.from_dict(dict(nested), return_unused_kwargs=True, **kwargs)
+        for name, value in (record.get("base") or {}).items():  # shapes of the weights follow the base, not what the patch promises
+            if name in FIELDS and hasattr(base, name):
+                setattr(base, name, value)
         config = cls()
         vars(config)["pospatch"], vars(config)["_base"] = record, base
         return (config, unused) if wants_unused else config
@@ -61,14 +66,15 @@ def wrap(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a patched checkpoint from the base's own."""
     base = {name: value for name, value in config.items() if name != "pospatch"}
     outside = {name: config[name] for name in ("architectures", "dtype", "transformers_version") if name in config}
-    return {**dict.fromkeys(GUARDED, GUARD), **outside, "model_type": MODEL_TYPE, "pospatch": record, "base_config": base}
+    # the base config stands two levels down: transformers looks for a matching model type one level down and would take it
+    return {**dict.fromkeys(GUARDED, GUARD), **outside, "model_type": MODEL_TYPE, "pospatch": {**record, "base_config": base}}
 
 
 def register() -> None:
     """Teach AutoConfig and every AutoModel* class our model type."""
     AutoConfig.register(MODEL_TYPE, PospatchConfig, exist_ok=True)
     for auto_class in vars(modeling_auto).values():
-        if isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass) and hasattr(auto_class, "_model_mapping"):
+        if isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass) and auto_class._model_mapping is not None:
             auto_class.register(PospatchConfig, _loader(auto_class), exist_ok=True)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pospatch.methods._base import Embedding, Rotary
+from pospatch.methods._base import Bands, Embedding, Rotary
 
 if TYPE_CHECKING:
     from pospatch.engine._patch import Patch, _Plan
@@ -32,15 +32,20 @@ def write(model: Any, patch: Patch, plan: _Plan) -> bool:
         counted = rows + (plan.sites.tables[0].offset if plan.sites.host.counts_offset else 0)
         _set_length(configs, counted)
         return set(plan.slots) == {"embedding"}
+    _lengthen(configs, patch, plan)
     top = plan.top
-    if not isinstance(top, Rotary):
-        return False
-    length = max((top.target_length(g) or 0 for g in plan.layers.values()), default=0)
-    if length > (patch.trained_length or 0) and not _length_is_the_trained_one(top, plan):
-        _set_length(configs, length)
-    if not plan.sites.rotary or plan.partial or set(plan.slots) - {"rotation", "scaling"}:
+    if not isinstance(top, Rotary) or not plan.sites.rotary or plan.partial or set(plan.slots) - {"rotation", "scaling"}:
         return False
     return _write_rope(configs, plan, top)
+
+
+def _lengthen(configs: list[Any], patch: Patch, plan: _Plan) -> None:
+    """Promise in the config what the methods reach: evaluation tools cut inputs at this length."""
+    top, score = plan.top, plan.slots.get("score")
+    reach = [method for method in (top, score) if isinstance(method, Rotary | Bands)]
+    length = max((method.target_length(g) or 0 for method in reach for g in plan.layers.values()), default=0)
+    if length > (patch.trained_length or 0) and not (isinstance(top, Rotary) and _length_is_the_trained_one(top, plan)):
+        _set_length(configs, length)
 
 
 def _length_is_the_trained_one(top: Rotary, plan: _Plan) -> bool:

@@ -13,7 +13,7 @@ from pospatch.attention._mask import is_causal_call
 from pospatch.attention.bands import banded_logits
 from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.fold import folded
-from pospatch.engine._cache import pack_state, unpack_state
+from pospatch.engine._cache import unpack_state
 from pospatch.methods._base import Bands, Bias, Block, Contextual, Fold
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _bands(state: State, query: Tensor, key: Tensor, call: Call, key_positions: 
 
     return banded_logits(
         method.bands(state.geometry), state.paired(query), state.paired(key), call.positions, key_positions, scaling, rotate,
-        two_sided=not state.geometry.causal,
+        lambda where, keys: method.visible(where, keys, state.geometry), two_sided=not state.geometry.causal,
     )
 
 
@@ -166,5 +166,3 @@ def open_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, funct
         return function(module, query, key, value, None, **kwargs)
     return function(module, query, key, value, None, **kwargs)
 
-
-__all__ += ["pack_state"]
