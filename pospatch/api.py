@@ -24,8 +24,8 @@ def apply(model: Model, method: str | Method | Sequence[Any], **options: Any) ->
 
     Args:
         model: any `PreTrainedModel` with a host row: base model, task head, or wrapped by peft; any dtype and device.
-        method: a registry name, a method object, or a list of them. In a list an item may be (name, {options}); keyword options go
-            to the one method of the list that declares them.
+        method: a registry name, a method object, or a list of them. In a list an item may be (name, {options}); keyword
+            options go to the one method of the list that declares them.
         options: the method's options; see `pospatch methods NAME`.
 
     A method applied again replaces itself (with the same options nothing changes); methods in different slots compose.
@@ -68,7 +68,7 @@ def remove(model: Model) -> Model:
     adopt(target)
     patch = patch_of(target)
     if patch is None:
-        raise NotPatched(f"{type(target).__name__} carries no patch; nothing was changed. pospatch.inspect(model) shows what is there")
+        raise NotPatched(f"{type(target).__name__} carries no patch and was not changed; see pospatch.inspect(model)")
     disarm(target)
     patch.detach()
     del vars(target)[KEY]
@@ -132,12 +132,19 @@ def _none_left(name: str, options: dict[str, Any]) -> None:
 
 def _share(own: list[Any], options: dict[str, Any]) -> None:
     """Give each keyword option to the one method of a list that declares it."""
-    declared = {item[0]: {f.name for f in fields(registry.method_class(item[0]))} for item in own if isinstance(item, tuple)}
+    declared = {
+        item[0]: {f.name for f in fields(registry.method_class(item[0]))} for item in own if isinstance(item, tuple)
+    }
     for option, value in options.items():
         takers = [item for item in own if isinstance(item, tuple) and option in declared[item[0]]]
         if not takers:
             every = sorted(set().union(*declared.values())) if declared else []
-            raise BadOptionType(f"none of {list(declared)} has an option {option!r}.{suggest(option, every)} Valid: {', '.join(every)}")
+            raise BadOptionType(
+                f"none of {list(declared)} has an option {option!r}.{suggest(option, every)} Valid: {', '.join(every)}"
+            )
         if len(takers) > 1:
-            raise BadOptionType(f"option {option!r} fits {[t[0] for t in takers]}; give it with the method: [({takers[0][0]!r}, {{{option!r}: ...}}), ...]")
+            raise BadOptionType(
+                f"option {option!r} fits {[t[0] for t in takers]}; give it with the method: "
+                f"[({takers[0][0]!r}, {{{option!r}: ...}}), ...]"
+            )
         takers[0][1][option] = value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +66,6 @@ class Geometry:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "scaling", self.scaling or self.head_dim**-0.5)
 
-    def with_(self, **changes: object) -> Geometry:
+    def with_(self, **changes: Any) -> Geometry:
         """A copy with some fields replaced."""
         return replace(self, **changes)

@@ -92,8 +92,13 @@ def _entry(name: str) -> dict[str, Any]:
     method = registry.method_class(name)
     first = (method.__doc__ or "").strip().splitlines()[0]
     return {
-        "family": method.family, "site": method.slot, "needs": method.needs, "causal_only": method.causal_only,
-        "exact_decode": method.exact_decode, "source": method.source, "summary": first,
+        "family": method.family,
+        "site": method.slot,
+        "needs": method.needs,
+        "causal_only": method.causal_only,
+        "exact_decode": method.exact_decode,
+        "source": method.source,
+        "summary": first,
     }
 
 
@@ -122,7 +127,10 @@ def _table(seen: Inspection) -> str:
     console.print(table)
     stack = " + ".join(_call(item) for item in seen.stack) or "none (unpatched)"
     console.print(f"stack: {stack}", highlight=False)
-    console.print(f"trained length: {seen.trained_length or 'not stated'} tokens; length in the config now: {seen.length or 'not stated'}", highlight=False)
+    console.print(
+        f"trained length: {seen.trained_length or 'not stated'} tokens; length in the config now: {seen.length or 'not stated'}",
+        highlight=False,
+    )
     if seen.weights:
         console.print(f"learned tensors of the patch: {len(seen.weights)}, e.g. {seen.weights[0]}", highlight=False)
     return out.getvalue()
@@ -131,5 +139,3 @@ def _table(seen: Inspection) -> str:
 def _call(item: dict[str, Any]) -> str:
     options = ", ".join(f"{name}={value}" for name, value in item.items() if name != "method")
     return f"{item['method']}({options})"
-
-

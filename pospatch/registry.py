@@ -36,7 +36,9 @@ def method_class(name: str) -> type[Method]:
         BadOptionType: the name is not a string.
     """
     if not isinstance(name, str):
-        raise BadOptionType(f"a method is named by a string, got {name!r} of type {type(name).__name__}; valid: {names()}")
+        raise BadOptionType(
+            f"a method is named by a string, got {name!r} of type {type(name).__name__}; valid: {names()}"
+        )
     if name in _ADDED:
         return _ADDED[name]
     if name not in names():

@@ -17,7 +17,7 @@ def is_causal_call(mask: Any, query: int, module: Any, is_causal: bool | None) -
 
 
 def additive(mask: Any, causal: bool, rows: slice, query: Tensor, keys: int) -> Tensor | None:
-    """The mask of the queries `rows` against all keys as float32 numbers to add, (batch or 1, heads or 1, rows, keys), or None."""
+    """The mask of the queries `rows` against all keys as float32 to add, (batch or 1, heads or 1, rows, keys), or None."""
     device = query.device
     if mask is None:
         if not causal:

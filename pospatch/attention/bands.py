@@ -15,8 +15,17 @@ Rotate = Callable[[Tensor, Tensor], Tensor]
 Visible = Callable[[Tensor, Tensor], Tensor | None]
 
 
-def banded_logits(bands: Sequence[Band], query: Tensor, key: Tensor, query_positions: Tensor, key_positions: Tensor, scaling: float,
-                  rotate: Rotate, visible: Visible, two_sided: bool) -> Callable[[slice, Tensor | None], Tensor]:
+def banded_logits(
+    bands: Sequence[Band],
+    query: Tensor,
+    key: Tensor,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    scaling: float,
+    rotate: Rotate,
+    visible: Visible,
+    two_sided: bool,
+) -> Callable[[slice, Tensor | None], Tensor]:
     """A function that gives the logits of a block of queries; keys are rotated once a band, queries once a block.
 
     query and key are (batch, heads, query or key, head_dim), not rotated; positions (batch or 1, query or key).
@@ -32,7 +41,9 @@ def banded_logits(bands: Sequence[Band], query: Tensor, key: Tensor, query_posit
             turned = rotate(query[:, :, rows], band.query(where))
             part = torch.matmul(turned, keys[index].transpose(2, 3)).float()
             if two_sided:
-                part = torch.where((distance < 0)[:, None], _mirror(band, query[:, :, rows], mirrored[index], where, rotate), part)
+                part = torch.where(
+                    (distance < 0)[:, None], _mirror(band, query[:, :, rows], mirrored[index], where, rotate), part
+                )
                 distance = distance.abs()
             part = part * (scaling * band.amplitude)
             if scores is None:

@@ -8,7 +8,9 @@ from torch import Tensor
 __all__ = ["folded"]
 
 
-def folded(query: Tensor, key: Tensor, value: Tensor, columns: tuple[Tensor, Tensor], scaling: float) -> tuple[Tensor, Tensor, Tensor]:
+def folded(
+    query: Tensor, key: Tensor, value: Tensor, columns: tuple[Tensor, Tensor], scaling: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """q and k with the columns appended and v padded to the same size, as flash kernels want it.
 
     Args:

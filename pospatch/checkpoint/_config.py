@@ -36,18 +36,26 @@ class PospatchConfig(PreTrainedConfig):
             CheckpointError: the record or the base config cannot be used.
         """
         wants_unused = kwargs.pop("return_unused_kwargs", False)
-        record = config_dict.get("pospatch")
+        record: Any = config_dict.get("pospatch")
         methods_of(record)
         nested = record.get("base_config")
-        if not isinstance(nested, dict) or not isinstance(nested.get("model_type"), str) or nested["model_type"] == MODEL_TYPE:
-            raise CheckpointError("the checkpoint's config.json has no usable 'pospatch.base_config'; save it again with pospatch")
+        if (
+            not isinstance(nested, dict)
+            or not isinstance(nested.get("model_type"), str)
+            or nested["model_type"] == MODEL_TYPE
+        ):
+            raise CheckpointError(
+                "the checkpoint's config.json has no usable 'pospatch.base_config'; save it again with pospatch"
+            )
         base_class = type(AutoConfig.for_model(nested["model_type"]))
         base, unused = base_class.from_dict(dict(nested), return_unused_kwargs=True, **kwargs)
-        for name, value in (record.get("base") or {}).items():  # shapes of the weights follow the base, not what the patch promises
+        for name, value in (
+            record.get("base") or {}
+        ).items():  # shapes of the weights follow the base, not what the patch promises
             if name in FIELDS and hasattr(base, name):
                 setattr(base, name, value)
-        config = cls()
-        vars(config)["pospatch"], vars(config)["_base"] = record, base
+        config: Any = cls()
+        config.__dict__["pospatch"], config.__dict__["_base"] = record, base
         return (config, unused) if wants_unused else config
 
     @property
@@ -65,17 +73,28 @@ class PospatchConfig(PreTrainedConfig):
 def wrap(config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     """The config.json of a patched checkpoint from the base's own."""
     base = {name: value for name, value in config.items() if name != "pospatch"}
-    outside = {name: config[name] for name in ("architectures", "dtype", "transformers_version") if name in config}
+    outside: dict[str, Any] = {
+        name: config[name] for name in ("architectures", "dtype", "transformers_version") if name in config
+    }
     # the base config stands two levels down: transformers looks for a matching model type one level down and would take it
-    return {**dict.fromkeys(GUARDED, GUARD), **outside, "model_type": MODEL_TYPE, "pospatch": {**record, "base_config": base}}
+    return {
+        **dict.fromkeys(GUARDED, GUARD),
+        **outside,
+        "model_type": MODEL_TYPE,
+        "pospatch": {**record, "base_config": base},
+    }
 
 
 def register() -> None:
     """Teach AutoConfig and every AutoModel* class our model type."""
     AutoConfig.register(MODEL_TYPE, PospatchConfig, exist_ok=True)
-    for auto_class in vars(modeling_auto).values():
-        if isinstance(auto_class, type) and issubclass(auto_class, _BaseAutoModelClass) and auto_class._model_mapping is not None:
-            auto_class.register(PospatchConfig, _loader(auto_class), exist_ok=True)
+    for auto_class in _auto_classes():
+        auto_class.register(PospatchConfig, _loader(auto_class), exist_ok=True)
+
+
+def _auto_classes() -> list[Any]:
+    classes: list[Any] = [item for item in vars(modeling_auto).values() if isinstance(item, type)]
+    return [item for item in classes if issubclass(item, _BaseAutoModelClass) and item._model_mapping is not None]
 
 
 def _loader(auto_class: Any) -> type:
@@ -84,4 +103,8 @@ def _loader(auto_class: Any) -> type:
 
         return load(auto_class, path, args, config, kwargs)
 
-    return type(f"Pospatch{auto_class.__name__}", (), {"config_class": PospatchConfig, "from_pretrained": staticmethod(from_pretrained)})
+    return type(
+        f"Pospatch{auto_class.__name__}",
+        (),
+        {"config_class": PospatchConfig, "from_pretrained": staticmethod(from_pretrained)},
+    )

@@ -63,7 +63,7 @@ def load(model_class: Any, path: Any, args: tuple[Any, ...], config: PospatchCon
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
     result = model_class.from_pretrained(path, *args, config=config.base, **kwargs)
     model = result[0] if isinstance(result, tuple) else result
-    vars(model)[KEY] = attach(model, stack, {})
+    model.__dict__[KEY] = attach(model, stack, {})
     arm(model)
     _load_tensors(model, path, record.get("tensors") or [], hub)
     return result
@@ -79,13 +79,17 @@ def _load_tensors(model: Any, path: Any, names: list[str], hub: dict[str, Any]) 
         return
     found = cached_file(path, TENSORS, _raise_exceptions_for_missing_entries=False, **hub)
     if found is None:
-        raise CheckpointError(f"{path} names {len(names)} patch tensors and has no {TENSORS}; the checkpoint is incomplete")
+        raise CheckpointError(
+            f"{path} names {len(names)} patch tensors and has no {TENSORS}; the checkpoint is incomplete"
+        )
     stored = load_file(found)
     missing, unknown = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or unknown:
         raise CheckpointError(f"{TENSORS} does not fit the patch: missing {missing[:3]}, unknown {unknown[:3]}")
     for name, value in stored.items():
         if value.shape != wanted[name].shape:
-            raise CheckpointError(f"{TENSORS}: {name} has shape {tuple(value.shape)}, the patch wants {tuple(wanted[name].shape)}")
+            raise CheckpointError(
+                f"{TENSORS}: {name} has shape {tuple(value.shape)}, the patch wants {tuple(wanted[name].shape)}"
+            )
         with torch.no_grad():
             wanted[name].copy_(value)

@@ -24,7 +24,9 @@ def methods_of(record: Any) -> list[Method]:
         raise CheckpointError(f"the config's 'pospatch' entry is not a patch record: got {type(record).__name__}")
     version = record.get("version")
     if version != VERSION:
-        raise CheckpointError(f"the checkpoint's patch record has version {version!r} and this pospatch reads {VERSION}; upgrade pospatch")
+        raise CheckpointError(
+            f"the checkpoint's patch record has version {version!r} and this pospatch reads {VERSION}; upgrade pospatch"
+        )
     return [_method(item) for item in record["stack"]]
 
 

@@ -48,9 +48,16 @@ class Saver:
     def __reduce__(self) -> Any:
         return Saver, (self._model(),)
 
-    def __call__(self, save_directory: str | os.PathLike[str], *, state_dict: dict[str, Tensor] | None = None,
-                 push_to_hub: bool = False, is_main_process: bool = True, **kwargs: Any) -> Any:
-        model = self._model()
+    def __call__(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        is_main_process: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        model: Any = self._model()
         state = model.state_dict() if state_dict is None else state_dict
         own = {name: value for name, value in state.items() if is_patch_tensor(name)}
         base = {name: value for name, value in state.items() if name not in own}
@@ -71,7 +78,11 @@ def _finish(folder: Path, model: Any, own: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     if own:
-        save_file({name: value.detach().cpu().contiguous() for name, value in own.items()}, folder / TENSORS, metadata={"format": "pt"})
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in own.items()},
+            folder / TENSORS,
+            metadata={"format": "pt"},
+        )
     path = folder / "config.json"
     config = json.loads(path.read_text())
     record = {**config["pospatch"], "tensors": sorted(own)}

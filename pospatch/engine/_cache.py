@@ -24,7 +24,7 @@ class CacheView:
         self._pospatch_cache = cache
         self._pospatch_call = call
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:  # type: ignore[override]
         return type(self._pospatch_cache)
 
@@ -80,10 +80,14 @@ def extend_record(cache: Any, seen: int, positions: Tensor, batch: int) -> Tenso
     past = getattr(cache, RECORD, None)
     if past is None or seen == 0:
         past = positions[:, :0]
-    if past.shape[1] < seen:  # filled by someone else (a prefix, an unpatched forward): it stands right before these tokens
+    if (
+        past.shape[1] < seen
+    ):  # filled by someone else (a prefix, an unpatched forward): it stands right before these tokens
         missing = seen - past.shape[1]
         first = positions[:, :1] - past.shape[1] - missing
-        past = torch.cat((past.expand(batch, -1), (first + torch.arange(missing, device=positions.device)).clamp(min=0)), dim=1)
+        past = torch.cat(
+            (past.expand(batch, -1), (first + torch.arange(missing, device=positions.device)).clamp(min=0)), dim=1
+        )
     if past.shape[0] != batch:
         past = past.repeat_interleave(max(batch // past.shape[0], 1), dim=0)[:batch]
     record = torch.cat((past[:, :seen], positions), dim=1)

@@ -32,5 +32,5 @@ def carry_back(pairs: list[tuple[Any, Any]], snapshots: list[dict[str, Any]]) ->
     """What the user changed in the copies since they were made (an attention switch, use_cache) goes to the originals."""
     for (original, copied), before in zip(pairs, snapshots, strict=True):
         for name, value in vars(copied).items():
-            if name not in before or before[name] is not value and before[name] != value:
+            if name not in before or (before[name] is not value and before[name] != value):
                 vars(original)[name] = value

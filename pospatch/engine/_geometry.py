@@ -32,7 +32,10 @@ class Survey:
     def see(self, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
         causal = kwargs.get("is_causal")
         self.seen[self.path] = Seen(
-            heads=query.shape[1], kv_heads=key.shape[1], head_dim=query.shape[-1], width=self.width,
+            heads=query.shape[1],
+            kv_heads=key.shape[1],
+            head_dim=query.shape[-1],
+            width=self.width,
             scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
             causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
         )
@@ -57,7 +60,8 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
         UnsupportedHost: a module was never reached, or does not hand keyword arguments on.
     """
     register()
-    undo, seen = Undo(), {}
+    undo = Undo()
+    seen: dict[str, Seen] = {}
     crossing: set[str] = set()
     called: set[str] = set()
     try:
@@ -73,7 +77,9 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
     for path, module in sites.attention.items():
         if path not in seen:
             how = "does not hand keyword arguments to its attention function" if path in called else "was not called"
-            raise UnsupportedHost(f"{path} ({type(module).__name__}) {how}, so nothing positional can reach it; {type(model).__name__} is refused")
+            raise UnsupportedHost(
+                f"{path} ({type(module).__name__}) {how}, so nothing positional can reach it; {type(model).__name__} is refused"
+            )
     return seen
 
 
@@ -83,7 +89,7 @@ def _watch(path: str, seen: dict[str, Seen], crossing: set[str], called: set[str
         if is_cross(kwargs):
             crossing.add(path)
             return None
-        hidden = args[0] if args else kwargs.get("hidden_states")
+        hidden = args[0] if args else kwargs["hidden_states"]
         return args, {**kwargs, KEYWORD: Survey(path, seen, hidden.shape[-1])}
 
     return hook
@@ -114,8 +120,15 @@ def geometries(model: Any, sites: Sites, seen: dict[str, Seen]) -> dict[str, Geo
             facts = seen[path]
             length = table.rows if table is not None else trained_length(config) or 512
             found[path] = Geometry(
-                layer=layer, layers=len(paths), heads=facts.heads, kv_heads=facts.kv_heads, head_dim=facts.head_dim,
-                width=facts.width, length=length, causal=facts.causal, scaling=facts.scaling,
+                layer=layer,
+                layers=len(paths),
+                heads=facts.heads,
+                kv_heads=facts.kv_heads,
+                head_dim=facts.head_dim,
+                width=facts.width,
+                length=length,
+                causal=facts.causal,
+                scaling=facts.scaling,
                 rotation=_of_layer(native, config, layer),
                 table=table.weight.detach()[table.offset :].float() if table is not None else None,
             )

@@ -34,7 +34,12 @@ def write(model: Any, patch: Patch, plan: _Plan) -> bool:
         return set(plan.slots) == {"embedding"}
     _lengthen(configs, patch, plan)
     top = plan.top
-    if not isinstance(top, Rotary) or not plan.sites.rotary or plan.partial or set(plan.slots) - {"rotation", "scaling"}:
+    if (
+        not isinstance(top, Rotary)
+        or not plan.sites.rotary
+        or plan.partial
+        or set(plan.slots) - {"rotation", "scaling"}
+    ):
         return False
     return _write_rope(configs, plan, top)
 
@@ -86,6 +91,7 @@ def _merged(old: dict[str, Any], written: dict[str | None, dict[str, Any]]) -> d
         return {**{name: old[name] for name in kept if name in old}, **written[None]}
     merged = copy.deepcopy(old)
     for label, native in written.items():
+        assert label is not None
         merged[label] = {**{name: old[label][name] for name in kept if name in old[label]}, **native}
     return merged
 

@@ -118,7 +118,9 @@ class _Plan:
     def _under_top(self, path: str, geometry: Geometry) -> Geometry:
         """The geometry that methods see: rotation is what `rope` put there, or the native one, or nothing."""
         placed = self.slots.get("rotation")
-        if isinstance(placed, Rotary) and "scaling" in self.slots or isinstance(self.slots.get("score"), Bands) and placed is not None:
+        if (isinstance(placed, Rotary) and "scaling" in self.slots) or (
+            isinstance(self.slots.get("score"), Bands) and placed is not None
+        ):
             return geometry.with_(rotation=_placed(placed, geometry))  # type: ignore[arg-type]
         if any(method.clears for method in self.stack) and placed is None:
             return geometry.with_(rotation=None)
@@ -129,8 +131,13 @@ class _Plan:
         """True where the host's own rotary module can carry the new frequencies, at native cost."""
         top = self.top
         return (
-            isinstance(top, Rotary) and bool(self.sites.rotary) and top.spectral and not top.dynamic
-            and not isinstance(self.slots.get("score"), Bands) and not self.partial and top.layers in (None, "all")
+            isinstance(top, Rotary)
+            and bool(self.sites.rotary)
+            and top.spectral
+            and not top.dynamic
+            and not isinstance(self.slots.get("score"), Bands)
+            and not self.partial
+            and top.layers in (None, "all")
             and not any(top.weights(geometry) for geometry in self.layers.values())
         )
 
@@ -138,13 +145,19 @@ class _Plan:
         for method in self.stack:
             for path, geometry in self.layers.items():
                 if geometry.layer in method.chosen(geometry.layers):
-                    method.fits(geometry.with_(rotation=self.base[path].rotation) if method is self.slots.get("rotation") else geometry)
+                    method.fits(
+                        geometry.with_(rotation=self.base[path].rotation)
+                        if method is self.slots.get("rotation")
+                        else geometry
+                    )
             if isinstance(method, Index) and not (self.sites.tables or self.sites.rotary):
-                raise UnsupportedHost(f"{method.name} changes positions inside a table or rotary module and this model has neither")
+                raise UnsupportedHost(
+                    f"{method.name} changes positions inside a table or rotary module and this model has neither"
+                )
         if self.partial and self.sites.tables:
             raise UnsupportedHost(
-                f"{self.clearing[0].name} with layers={self.clearing[0].layers}: the table of positions is added once, before all layers, "
-                "and cannot be cleared for some; leave layers out"
+                f"{self.clearing[0].name} with layers={self.clearing[0].layers}: the table of positions is added once, "
+                "before all layers, and cannot be cleared for some; leave layers out"
             )
 
     def rehearse(self) -> None:
@@ -175,11 +188,13 @@ class _Plan:
             rotation.clear(self.sites, undo)
         if self.clearing:
             for module in self.sites.bias.values():
-                undo.freeze(module.weight)
+                undo.freeze(module.get_parameter("weight"))
         self._states(patch)
         patch.native = _native.write(model, patch, self)
         record = {
-            "version": RECORD_VERSION, "native": patch.native, "base": patch.base,
+            "version": RECORD_VERSION,
+            "native": patch.native,
+            "base": patch.base,
             "stack": [{"method": method.name, **method.options()} for method in self.stack],
         }
         for _, config in patch.configs:
@@ -239,7 +254,11 @@ class _Plan:
         for path, geometry in self.layers.items():
             module = self.sites.attention[path]
             acting = self._acting(path, geometry)
-            still = self.partial and any(geometry.layer in m.chosen(geometry.layers) for m in self.clearing) and bool(self.sites.rotary)
+            still = (
+                self.partial
+                and any(geometry.layer in m.chosen(geometry.layers) for m in self.clearing)
+                and bool(self.sites.rotary)
+            )
             drop = bool(self.clearing) and bool(self.sites.bias)
             if not acting and not still and not drop and not (self.clearing and not self.by_module):
                 continue
@@ -252,13 +271,19 @@ class _Plan:
 
     def _seen_by(self, path: str, geometry: Geometry) -> Geometry:
         """`rope` itself sees the native rotation (its theta), what scales or re-indexes it sees what rope put there."""
-        if isinstance(self.top, Rotary) and self.top is self.slots.get("rotation") and not isinstance(self.slots.get("score"), Bands):
+        if (
+            isinstance(self.top, Rotary)
+            and self.top is self.slots.get("rotation")
+            and not isinstance(self.slots.get("score"), Bands)
+        ):
             return self.base[path].with_(table=None)
         return geometry.with_(table=None)
 
     def _acting(self, path: str, geometry: Geometry) -> dict[str, Method]:
         """The methods that act inside this layer's attention, by role."""
-        chosen = {slot: method for slot, method in self.slots.items() if geometry.layer in method.chosen(geometry.layers)}
+        chosen = {
+            slot: method for slot, method in self.slots.items() if geometry.layer in method.chosen(geometry.layers)
+        }
         acting: dict[str, Method] = {}
         if "score" in chosen:
             acting["score"] = chosen["score"]
@@ -301,17 +326,24 @@ class _Plan:
             "score": "relative bias" if sites.bias else "",
         }
         paths = {
-            "embedding": [table.path for table in sites.tables], "rotation": list(sites.rotary), "score": list(sites.attention),
+            "embedding": [table.path for table in sites.tables],
+            "rotation": list(sites.rotary),
+            "score": list(sites.attention),
         }
         for site, slots in _SITES.items():
             now = [self.slots[slot].name for slot in slots if slot in self.slots]
             native = natives.get(site) or "none"
             stays = native if native != "none" and not self.clearing else "none"
-            patch.sites.append({"site": site, "native": native, "now": " + ".join(now) or stays, "modules": paths.get(site, [])})
+            patch.sites.append(
+                {"site": site, "native": native, "now": " + ".join(now) or stays, "modules": paths.get(site, [])}
+            )
 
 
 _SITES = {
-    "positions": ("positions",), "embedding": ("embedding",), "rotation": ("rotation", "scaling"), "score": ("temperature", "score"),
+    "positions": ("positions",),
+    "embedding": ("embedding",),
+    "rotation": ("rotation", "scaling"),
+    "score": ("temperature", "score"),
 }
 
 
@@ -378,14 +410,23 @@ class Trial:
 
 def _prove(model: Any, patch: Patch, plan: _Plan) -> None:
     """Every intended module is reached, and with our own methods silent nothing positional is left of the host."""
-    states = {path: m._modules[KEYWORD] for path, m in plan.sites.attention.items() if KEYWORD in m._modules}
+    states: dict[str, Any] = {
+        path: m._modules[KEYWORD] for path, m in plan.sites.attention.items() if KEYWORD in m._modules
+    }
     added = [module for module in model.modules() if isinstance(module, embedding.AddedTable)]
     ids = _probe.tokens(model)
     with _probe.quiet(model):
         _probe.forward(model, ids)
         if missed := [path for path, state in states.items() if not state.reached]:
-            raise SeamChanged(f"{missed[0]} was not reached by its attention function; {type(model).__name__} is left unpatched")
-        if plan.clearing and not plan.partial and not plan.by_module and (not plan.sites.tables or "embedding" not in plan.slots):
+            raise SeamChanged(
+                f"{missed[0]} was not reached by its attention function; {type(model).__name__} is left unpatched"
+            )
+        if (
+            plan.clearing
+            and not plan.partial
+            and not plan.by_module
+            and (not plan.sites.tables or "embedding" not in plan.slots)
+        ):
             _prove_cleared(model, ids, [*states.values(), *added])
 
 
@@ -404,8 +445,8 @@ def _prove_cleared(model: Any, ids: Tensor, ours: list[Any]) -> None:
         size = value.float().std().item() + 1e-12
         if not gap <= _TOLERANCE.get(value.dtype, 1e-3) * max(size, 1e-3):
             raise SeamChanged(
-                f"{type(model).__name__} still knows positions after its known sites were cleared: permuted tokens change {name} by "
-                f"{gap:.2e} (its spread is {size:.2e}); it is left unpatched"
+                f"{type(model).__name__} still knows positions after its known sites were cleared: permuted tokens change "
+                f"{name} by {gap:.2e} (its spread is {size:.2e}); it is left unpatched"
             )
 
 

@@ -1,4 +1,4 @@
-"""Small forwards that prove things: what each attention sees, that every module is reached, that the native positions are gone."""
+"""Small forwards that prove: what each attention sees, that every module is reached, that native positions are gone."""
 
 from __future__ import annotations
 
@@ -34,18 +34,23 @@ def quiet(model: nn.Module) -> Iterator[None]:
 def tokens(model: Any) -> Tensor:
     """A few distinct ordinary token ids, (1, LENGTH)."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    special = {getattr(config, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")}
+    special = {
+        getattr(config, name, None)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+    }
     special |= {item for ids in special if isinstance(ids, list) for item in ids}
     vocabulary = int(getattr(config, "vocab_size", 0) or 0)
     ids = [i for i in range(vocabulary) if i not in special][: 4 * LENGTH : 3][:LENGTH]
     if len(ids) < LENGTH:
-        raise UnsupportedHost(f"{type(model).__name__} has a vocabulary of {vocabulary}; a probe needs {LENGTH} ordinary tokens")
+        raise UnsupportedHost(
+            f"{type(model).__name__} has a vocabulary of {vocabulary}; a probe needs {LENGTH} ordinary tokens"
+        )
     return torch.tensor([ids], device=_device(model))
 
 
 def _device(model: nn.Module) -> torch.device:
     """Where inputs go: the token embedding's device, since a dispatched model lives on several."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
     hook = getattr(embedding, "_hf_hook", None)
     if hook is not None and getattr(hook, "execution_device", None) is not None:
         return torch.device(hook.execution_device)

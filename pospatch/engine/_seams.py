@@ -1,8 +1,9 @@
 """The carrier: how a call's positions reach the attention function, in every family that dispatches through the registry.
 
-A forward pre-hook on each self-attention module puts one `Call` into that call's keyword arguments; the attention functions
-registered here under `pospatch|<base>` receive it with q, k and v. Positions come with the call, so that a recomputed forward, two
-forwards before a backward, and threads on one model are right. See ../shared/HOSTS.md, section 3.
+A forward pre-hook on each self-attention module puts one `Call` into that call's keyword arguments; the attention
+functions registered here under `pospatch|<base>` receive it with q, k and v. Positions come with the call, so that a
+recomputed forward, two forwards before a backward, and threads on one model are right. See ../shared/HOSTS.md,
+section 3.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ def is_cross(kwargs: dict[str, Any]) -> bool:
     return kwargs.get("key_value_states") is not None or kwargs.get("encoder_hidden_states") is not None
 
 
-def carry(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+def carry(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """The pre-hook: hand one Call, and a view of the cache where it needs one, to this call of the module."""
     if is_cross(kwargs):
         return None
     state: State = module._modules[KEYWORD]  # type: ignore[assignment]
-    hidden = args[0] if args else kwargs.get("hidden_states")
+    hidden = args[0] if args else kwargs["hidden_states"]
     name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
     cache = kwargs.get(name)
     call = _call(module, state, hidden, kwargs.get("position_ids"), self_attention(cache))
@@ -84,7 +87,10 @@ def identity_rotation(value: Any) -> Any:
         return torch.ones_like(value[0]), torch.zeros_like(value[1])
     if torch.is_tensor(value) and value.is_complex():
         return torch.ones_like(value)
-    raise SeamChanged(f"a rotary module returned {type(value).__name__}, wanted (cos, sin) or a complex tensor; this family needs a row of its own")
+    raise SeamChanged(
+        f"a rotary module returned {type(value).__name__}, wanted (cos, sin) or a complex tensor; "
+        "this family needs a row of its own"
+    )
 
 
 def still_rotary(module: nn.Module, args: Any, output: Any) -> Any:
@@ -96,14 +102,23 @@ def eager_of(module: nn.Module) -> Callable[..., Any]:
     """The eager attention of the module's own family, which keeps its softcap, sinks and multipliers."""
     for cls in type(module).__mro__:
         source = sys.modules.get(cls.__module__)
-        for name in ("eager_attention_forward", "simple_eager_attention_forward", "text_eager_attention_forward", "vision_eager_attention_forward"):
+        for name in (
+            "eager_attention_forward",
+            "simple_eager_attention_forward",
+            "text_eager_attention_forward",
+            "vision_eager_attention_forward",
+        ):
             if hasattr(source, name):
                 return getattr(source, name)
-    raise UnsupportedHost(f"{type(module).__name__} has no eager attention function in its file; use attn_implementation='sdpa'")
+    raise UnsupportedHost(
+        f"{type(module).__name__} has no eager attention function in its file; use attn_implementation='sdpa'"
+    )
 
 
 def _attention(base: str) -> Callable[..., Any]:
-    def pospatch_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    def pospatch_attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> Any:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
         function = eager_of(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
@@ -114,7 +129,9 @@ def _attention(base: str) -> Callable[..., Any]:
         if call is None:
             return function(module, query, key, value, attention_mask, **kwargs)
         if kwargs.get("indices") is not None:
-            raise UnsupportedHost(f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense")
+            raise UnsupportedHost(
+                f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense"
+            )
         if not call.state.reached:
             call.state.reached = True
         if call.state.proof:

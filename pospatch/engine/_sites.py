@@ -73,7 +73,9 @@ def find(model: Any) -> Sites:
         elif _ends(path, host.bias):
             sites.bias[path] = module
     if not sites.attention:
-        raise UnsupportedHost(f"{type(model).__name__} has no self-attention that dispatches through transformers' attention registry")
+        raise UnsupportedHost(
+            f"{type(model).__name__} has no self-attention that dispatches through transformers' attention registry"
+        )
     return sites
 
 
@@ -93,9 +95,9 @@ def _ends(path: str, ends: tuple[str, ...]) -> bool:
     return any(path == end or path.endswith("." + end) for end in ends)
 
 
-def _table(model: Any, path: str, module: nn.Module, host: Host) -> Table:
+def _table(model: Any, path: str, module: Any, host: Host) -> Table:
     parent_path, _, name = path.rpartition(".")
-    offset = module.padding_idx + 1 if host.offset == "padding_idx" else int(host.offset)
+    offset = int(module.padding_idx) + 1 if host.offset == "padding_idx" else int(host.offset)
     return Table(path=path, parent=model.get_submodule(parent_path), name=name, module=module, offset=offset)
 
 
@@ -110,7 +112,7 @@ def label_of(buffer: str) -> str | None:
 
 
 def stack_of(path: str, encoder_decoder: bool) -> str:
-    """"encoder" or "decoder" by the path where a model has both, else "model"."""
+    """ "encoder" or "decoder" by the path where a model has both, else "model"."""
     if not encoder_decoder:
         return "model"
     return "encoder" if "encoder" in path.split(".") else "decoder"

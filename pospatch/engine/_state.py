@@ -21,8 +21,15 @@ class State(nn.Module):
     Parameters live here, so that they are in the state dict, move with `.to()`, and are sharded by FSDP like any other.
     """
 
-    def __init__(self, geometry: Geometry, methods: dict[str, Method], *, layout: str = "half", drop_bias: bool = False,
-                 still: bool = False) -> None:
+    def __init__(
+        self,
+        geometry: Geometry,
+        methods: dict[str, Method],
+        *,
+        layout: str = "half",
+        drop_bias: bool = False,
+        still: bool = False,
+    ) -> None:
         super().__init__()
         self.geometry = geometry
         self.methods = methods
@@ -63,11 +70,13 @@ class State(nn.Module):
     def weights_of(self, slot: str) -> dict[str, Tensor]:
         """The learned tensors of one method, by their own names."""
         prefix = f"{slot}__"
-        return {name.removeprefix(prefix): value for name, value in self._parameters.items() if name.startswith(prefix)}
+        owned = ((name, value) for name, value in self._parameters.items() if value is not None)
+        return {name.removeprefix(prefix): value for name, value in owned if name.startswith(prefix)}
 
     def rotate(self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None) -> Tensor:
         """Rotate q or k of this layer, whatever order the host keeps the pairs in."""
         rotary = self.rotary
+        assert rotary is not None  # only asked where something rotates
         return rotary.rotate(self.paired(x), positions, side, self.weights_of("rotary"), self.geometry, length)
 
     def paired(self, x: Tensor) -> Tensor:
@@ -119,7 +128,7 @@ class Call:
         return torch.nn.functional.pad(held, (0, keys - held.shape[1])) if held.shape[1] < keys else held
 
     def _contiguous(self, keys: int) -> Tensor:
-        """Without a record the past is taken to end right before the last real query; pads have position 0, so it is the largest."""
+        """Without a record the past ends right before the last real query, which has the largest position: pads have 0."""
         positions, query = self.positions, self.positions.shape[1]
         last = positions.argmax(dim=1, keepdim=True)
         slots = torch.arange(keys, device=positions.device)[None] + self.offset - self.seen

@@ -39,7 +39,7 @@ def _view_class(config_class: type) -> type:
 
 def view(config: Any) -> Any:
     """A view of `config` that shares its state."""
-    seen = object.__new__(_view_class(type(config)))
+    seen: Any = object.__new__(_view_class(type(config)))  # type: ignore[arg-type]
     object.__setattr__(seen, "__dict__", config.__dict__)
     object.__setattr__(seen, "_real", config)
     return seen

@@ -27,7 +27,8 @@ class EmptyTable(nn.Module):
         vars(self)["padding_idx"] = getattr(original, "padding_idx", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return self.weight.new_zeros(1, 1, self.weight.shape[-1])
+        weight = self.get_parameter("weight")
+        return weight.new_zeros(1, 1, weight.shape[-1])
 
     def moved_like(self, original: nn.Module) -> None:
         """Hand the parameter back, in case a wrapper put another object in its place."""
@@ -45,7 +46,8 @@ class AddedTable(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and int(positions.max()) >= self.weight.shape[0]:
             raise BadOption(
-                f"position {int(positions.max())} is beyond the table of {self.weight.shape[0]} rows; apply the method with a larger length="
+                f"position {int(positions.max())} is beyond the table of {self.weight.shape[0]} rows; "
+                "apply the method with a larger length="
             )
         return torch.nn.functional.embedding(positions, self.weight)
 
@@ -87,7 +89,9 @@ def add(layer: nn.Module, rows: Tensor, undo: Undo, kept: AddedTable | None = No
     return table
 
 
-def add_positions(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def add_positions(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of the first layer: hidden states plus the rows at this call's positions."""
     table: AddedTable = layer._modules["pospatch_table"]  # type: ignore[assignment]
     if table.proof:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -35,7 +34,7 @@ class FrequencyModule(nn.Module):
 
     def _set_amplitude(self, buffer: str, amplitude: float) -> None:
         label = label_of(buffer)
-        host = self.host
+        host: Any = self.host
         name = "attention_scaling" if label is None else f"{label}_attention_scaling"
         if not hasattr(host, name):
             name = "attention_scaling"
@@ -47,7 +46,7 @@ class FrequencyModule(nn.Module):
 
     def _restore(self) -> None:
         for name, inv_freq in self._spectra.items():
-            device = self.host._buffers[name].device
+            device = getattr(self.host, name).device
             self.host._buffers[name] = inv_freq.to(device)
             twin = f"{name.removesuffix('inv_freq')}original_inv_freq"
             if twin in self.host._buffers:
@@ -81,8 +80,3 @@ def clear(sites: Sites, undo: Undo) -> None:
     """Turn every native rotation into the identity, whatever layout the family returns."""
     for module in sites.rotary.values():
         undo.hook(module.register_forward_hook(still_rotary))
-
-
-def same_device(model: nn.Module) -> torch.device:
-    """Device of the first parameter."""
-    return next(model.parameters()).device

@@ -24,8 +24,17 @@ __all__ = ["attend", "open_attention"]
 Function = Callable[..., Any]
 
 
-def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, call: Call, function: Function, base: str,
-           kwargs: dict[str, Any]) -> Any:
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    call: Call,
+    function: Function,
+    base: str,
+    kwargs: dict[str, Any],
+) -> Any:
     """Attention of one call: rotate and scale q and k, then the method's logits, then the host's own function where it can."""
     state = call.state
     kwargs = dict(kwargs)
@@ -42,7 +51,9 @@ def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, ca
     if isinstance(method, Bands | Contextual):
         return _own(module, query, key, value, mask, call, key_state, base, kwargs)
     if isinstance(method, Fold) and _may_fold(method, query, call, base, kwargs):
-        columns = method.columns(call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), state.geometry)
+        columns = method.columns(
+            call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), state.geometry
+        )
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         kwargs["scaling"] = scaling
         q, k, v = folded(query, key, value, columns, scaling)
@@ -81,8 +92,17 @@ def _may_fold(method: Fold, query: Tensor, call: Call, base: str, kwargs: dict[s
     return possible and base == "sdpa" and query.shape[2] > 1 and kwargs.get("position_bias") is None
 
 
-def _biased(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, call: Call, function: Function, base: str,
-            kwargs: dict[str, Any]) -> Any:
+def _biased(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    call: Call,
+    function: Function,
+    base: str,
+    kwargs: dict[str, Any],
+) -> Any:
     state = call.state
     method: Bias = state.score  # type: ignore[assignment]
     bias = method.bias(call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), state.geometry)
@@ -94,8 +114,17 @@ def _biased(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, c
     return function(module, query, key, value, mask, position_bias=bias, **kwargs)
 
 
-def _own(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, call: Call, key_state: Tensor | None, base: str,
-         kwargs: dict[str, Any]) -> Any:
+def _own(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    call: Call,
+    key_state: Tensor | None,
+    base: str,
+    kwargs: dict[str, Any],
+) -> Any:
     """Logits that no host function can make: computed here a block at a time, with the host's softcap, sinks and dropout."""
     state = call.state
     heads, keys = query.shape[1], key.shape[2]
@@ -114,8 +143,16 @@ def _own(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, call
         inner = logits
         logits = lambda rows, bar: inner(rows, bar) + native[:, :, rows]  # noqa: E731
     return blockwise(
-        query, value, mask, causal, logits, dropout=kwargs.get("dropout", 0.0), softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"), need_weights=base == "eager", visible=visible,
+        query,
+        value,
+        mask,
+        causal,
+        logits,
+        dropout=kwargs.get("dropout", 0.0),
+        softcap=kwargs.get("softcap"),
+        sinks=kwargs.get("s_aux"),
+        need_weights=base == "eager",
+        visible=visible,
     )
 
 
@@ -127,18 +164,33 @@ def _bands(state: State, query: Tensor, key: Tensor, call: Call, key_positions: 
     method: Bands = state.score  # type: ignore[assignment]
     weights = state.weights_of("rotary")
     rotary = state.rotary
+    assert rotary is not None  # a Bands method is refused where nothing rotates
 
     def rotate(x: Tensor, positions: Tensor) -> Tensor:
         return rotary.rotate(x, positions, "query", weights, state.geometry)
 
     return banded_logits(
-        method.bands(state.geometry), state.paired(query), state.paired(key), call.positions, key_positions, scaling, rotate,
-        lambda where, keys: method.visible(where, keys, state.geometry), two_sided=not state.geometry.causal,
+        method.bands(state.geometry),
+        state.paired(query),
+        state.paired(key),
+        call.positions,
+        key_positions,
+        scaling,
+        rotate,
+        lambda where, keys: method.visible(where, keys, state.geometry),
+        two_sided=not state.geometry.causal,
     )
 
 
-def _contextual(state: State, query: Tensor, key: Tensor, call: Call, key_positions: Tensor, key_state: Tensor | None,
-                scaling: float) -> Any:
+def _contextual(
+    state: State,
+    query: Tensor,
+    key: Tensor,
+    call: Call,
+    key_positions: Tensor,
+    key_state: Tensor | None,
+    scaling: float,
+) -> Any:
     method: Contextual = state.score  # type: ignore[assignment]
     weights = state.weights_of("score")
     query_state = None if key_state is None else state.state_of(call.hidden)  # type: ignore[arg-type]
@@ -146,18 +198,34 @@ def _contextual(state: State, query: Tensor, key: Tensor, call: Call, key_positi
     def logits(rows: slice, bar: Tensor | None) -> Tensor:
         q = query[:, :, rows]
         scores = torch.matmul(q, key.transpose(2, 3)).float() * scaling
-        allowed = torch.ones((1, 1, *scores.shape[2:]), dtype=torch.bool, device=q.device) if bar is None else bar > -1e4
+        allowed = (
+            torch.ones((1, 1, *scores.shape[2:]), dtype=torch.bool, device=q.device) if bar is None else bar > -1e4
+        )
         block = Block(
-            query=q, key=key, scores=scores, query_positions=call.positions[:, rows], key_positions=key_positions,
-            allowed=allowed[:, :1], query_state=None if query_state is None else query_state[:, :, rows], key_state=key_state,
+            query=q,
+            key=key,
+            scores=scores,
+            query_positions=call.positions[:, rows],
+            key_positions=key_positions,
+            allowed=allowed[:, :1],
+            query_state=None if query_state is None else query_state[:, :, rows],
+            key_state=key_state,
         )
         return method.logits(block, weights, state.geometry)
 
     return logits
 
 
-def open_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, function: Function, base: str, state: State,
-                   kwargs: dict[str, Any]) -> Any:
+def open_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    function: Function,
+    base: str,
+    state: State,
+    kwargs: dict[str, Any],
+) -> Any:
     """Attention of the proof: every token sees every token and nothing positional of ours acts."""
     kwargs = {name: item for name, item in kwargs.items() if not (name == "position_bias" and state.drop_bias)}
     if base == "sdpa":
@@ -165,4 +233,3 @@ def open_attention(module: Any, query: Tensor, key: Tensor, value: Tensor, funct
     if base == "flex_attention":  # no mask means no mask in flex
         return function(module, query, key, value, None, **kwargs)
     return function(module, query, key, value, None, **kwargs)
-

@@ -7,10 +7,43 @@ __all__ = ["DECODERS"]
 DECODERS: tuple[Host, ...] = (
     Host(
         wiring="llama",
-        families=tuple(
-            "llama mistral mixtral ministral ministral3 qwen2 qwen2_moe qwen3 qwen3_moe gemma gemma2 gemma3_text phi phi3 phimoe "
-            "gpt_oss smollm3 olmo olmo2 olmo3 olmoe granite granitemoe starcoder2 stablelm nemotron persimmon apertus arcee "
-            "bitnet exaone4 hunyuan_v1_dense seed_oss minimax_m2 glm4_moe vaultgemma".split()
+        families=(
+            "apertus",
+            "arcee",
+            "bitnet",
+            "exaone4",
+            "gemma",
+            "gemma2",
+            "gemma3_text",
+            "glm4_moe",
+            "gpt_oss",
+            "granite",
+            "granitemoe",
+            "hunyuan_v1_dense",
+            "llama",
+            "minimax_m2",
+            "ministral",
+            "ministral3",
+            "mistral",
+            "mixtral",
+            "nemotron",
+            "olmo",
+            "olmo2",
+            "olmo3",
+            "olmoe",
+            "persimmon",
+            "phi",
+            "phi3",
+            "phimoe",
+            "qwen2",
+            "qwen2_moe",
+            "qwen3",
+            "qwen3_moe",
+            "seed_oss",
+            "smollm3",
+            "stablelm",
+            "starcoder2",
+            "vaultgemma",
         ),
     ),
     Host(

@@ -18,8 +18,20 @@ from pospatch.geometry import Geometry
 from pospatch.methods._options import check
 
 __all__ = [
-    "Band", "Bands", "Bias", "Block", "Contextual", "Embedding", "Fold", "Index", "Method", "Nothing", "QueryScale", "Rotary",
-    "Scaling", "Weights",
+    "Band",
+    "Bands",
+    "Bias",
+    "Block",
+    "Contextual",
+    "Embedding",
+    "Fold",
+    "Index",
+    "Method",
+    "Nothing",
+    "QueryScale",
+    "Rotary",
+    "Scaling",
+    "Weights",
 ]
 
 Weights = Mapping[str, Tensor]
@@ -56,10 +68,18 @@ class Method:
         valid = [item.name for item in fields(cls)]
         for name in options:
             if name not in valid:
-                raise BadOptionType(f"{cls.name}: unknown option {name!r}.{suggest(name, valid)} Valid options: {', '.join(valid)}")
-        missing = [i.name for i in fields(cls) if i.default is MISSING and i.default_factory is MISSING and i.name not in options]
+                raise BadOptionType(
+                    f"{cls.name}: unknown option {name!r}.{suggest(name, valid)} Valid options: {', '.join(valid)}"
+                )
+        missing = [
+            i.name
+            for i in fields(cls)
+            if i.default is MISSING and i.default_factory is MISSING and i.name not in options
+        ]
         if missing:
-            raise BadOptionType(f"{cls.name}: option {missing[0]!r} is required, e.g. apply(model, {cls.name!r}, {missing[0]}=...)")
+            raise BadOptionType(
+                f"{cls.name}: option {missing[0]!r} is required, e.g. apply(model, {cls.name!r}, {missing[0]}=...)"
+            )
         return cls(**options)
 
     def __post_init__(self) -> None:
@@ -81,7 +101,9 @@ class Method:
 
     def options(self) -> dict[str, Any]:
         """The options that differ from their defaults, as plain JSON data."""
-        plain = {item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default}
+        plain = {
+            item.name: getattr(self, item.name) for item in fields(self) if getattr(self, item.name) != item.default
+        }
         return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
 
     @classmethod
@@ -102,7 +124,9 @@ class Method:
             every = int(step)
             return [i for i in range(layers) if ((i + 1) % every == 0) == (rule == "every")]
         if bad := [i for i in self.layers if not -layers <= i < layers]:
-            raise BadOption(f"{self.name}: layers={list(self.layers)} has index {bad[0]}, the model has layers 0 to {layers - 1}")
+            raise BadOption(
+                f"{self.name}: layers={list(self.layers)} has index {bad[0]}, the model has layers 0 to {layers - 1}"
+            )
         return sorted({i % layers for i in self.layers})
 
 
@@ -113,7 +137,11 @@ def _check_layers(name: str, value: Any) -> Any:
         rule, _, step = value.partition(":")
         if rule in ("every", "except_every") and step.isdigit() and int(step) > 0:
             return value
-    elif isinstance(value, list | tuple | range) and all(isinstance(i, int) and not isinstance(i, bool) for i in value) and value:
+    elif (
+        isinstance(value, list | tuple | range)
+        and all(isinstance(i, int) and not isinstance(i, bool) for i in value)
+        and value
+    ):
         return tuple(value)
     raise BadOption(
         f"{name}: layers={value!r} must be a list of layer indices, 'all', 'every:4' (layers 3, 7, ...) or 'except_every:4'"
@@ -145,7 +173,9 @@ class Rotary(Method):
     """Rotates q and k by angles that grow with position: pair i of a head turns by inv_freq[i] radians per token."""
 
     slot: ClassVar[str] = "rotation"
-    spectral: ClassVar[bool] = True  # True where inv_freq and one amplitude say everything; False where `rotate` is overridden
+    spectral: ClassVar[bool] = (
+        True  # True where inv_freq and one amplitude say everything; False where `rotate` is overridden
+    )
 
     @property
     def dynamic(self) -> bool:
@@ -169,8 +199,15 @@ class Rotary(Method):
         """The length in tokens that the model is meant to read afterwards, or None where it stays."""
         return None
 
-    def rotate(self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
-               length: Tensor | None = None) -> Tensor:
+    def rotate(
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
+        length: Tensor | None = None,
+    ) -> Tensor:
         """Rotate x (batch, heads, length, head_dim) at positions (batch, length); `side` is "query" or "key".
 
         The first 2 * half dimensions turn, in the half-split layout (dimension i with i + half); the others pass.
@@ -179,8 +216,9 @@ class Rotary(Method):
         cos, sin = self.cos_sin(positions, geometry, x.dtype, length)
         return apply_rotation(x, cos, sin)
 
-    def cos_sin(self, positions: Tensor, geometry: Geometry, dtype: torch.dtype,
-                length: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def cos_sin(
+        self, positions: Tensor, geometry: Geometry, dtype: torch.dtype, length: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """cos and sin of the angles times the amplitude, (batch, 1, length, 2 * half); computed in float32, cast last."""
         inv_freq, amplitude = self.frequencies(geometry, length)
         inv_freq = inv_freq.to(device=positions.device, dtype=torch.float32)
@@ -243,7 +281,9 @@ class Bias(Method):
 class Fold(Bias):
     """A bias that is a sum of products f(m) * g(n): extra columns of q and k whose dot product it is, up to a row constant."""
 
-    def columns(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> tuple[Tensor, Tensor]:
+    def columns(
+        self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry
+    ) -> tuple[Tensor, Tensor]:
         """Columns for q (batch, heads, query, c) and k (batch, kv_heads or 1, key, c), float32, so that q_columns . k_columns
         is the bias in nats plus anything constant in a row. Values must be exact in bfloat16 on the key side."""
         raise NotImplementedError
@@ -294,7 +334,8 @@ class Bands(Method):
         super().fits(geometry)
         if geometry.rotation is None:
             raise UnsupportedHost(
-                f"{self.name} re-indexes a rotary encoding and this model has none; put one there first: apply(model, ['rope', {self.name!r}])"
+                f"{self.name} re-indexes a rotary encoding and this model has none; "
+                f"put one there first: apply(model, ['rope', {self.name!r}])"
             )
 
 

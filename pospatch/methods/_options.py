@@ -14,8 +14,14 @@ __all__ = ["check", "choice", "flag", "integer", "number", "numbers"]
 LARGEST = 2**40  # no length, factor or count in use comes near; refuses 1e308 and 10**12 before memory is taken
 
 
-def number(default: Any = MISSING, *, above: float = -LARGEST, low: float = -LARGEST, high: float = LARGEST,
-           optional: bool = False) -> Any:
+def number(
+    default: Any = MISSING,
+    *,
+    above: float = -LARGEST,
+    low: float = -LARGEST,
+    high: float = LARGEST,
+    optional: bool = False,
+) -> Any:
     """A finite float in (above, high], and at least `low`; None too where `optional`."""
     return _option("number", default, optional, above=above, low=low, high=high)
 
