@@ -12,7 +12,6 @@ from pospatch.methods._base import Band
 __all__ = ["banded_logits"]
 
 Rotate = Callable[[Tensor, Tensor], Tensor]
-Visible = Callable[[Tensor, Tensor], Tensor | None]
 
 
 def banded_logits(
@@ -23,7 +22,6 @@ def banded_logits(
     key_positions: Tensor,
     scaling: float,
     rotate: Rotate,
-    visible: Visible,
     two_sided: bool,
 ) -> Callable[[slice, Tensor | None], Tensor]:
     """A function that gives the logits of a block of queries; keys are rotated once a band, queries once a block.
@@ -52,8 +50,7 @@ def banded_logits(
             holds = distance >= band.start if band.stop is None else (distance >= band.start) & (distance < band.stop)
             scores = torch.where(holds[:, None], part, scores)
         assert scores is not None  # a Bands method has at least one range
-        seen = visible(where, key_positions)
-        return scores if seen is None else scores.masked_fill(~seen[:, None], float("-inf"))
+        return scores
 
     return logits
 

@@ -177,7 +177,6 @@ def _bands(state: State, query: Tensor, key: Tensor, call: Call, key_positions: 
         key_positions,
         scaling,
         rotate,
-        lambda where, keys: method.visible(where, keys, state.geometry),
         two_sided=not state.geometry.causal,
     )
 

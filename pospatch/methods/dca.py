@@ -27,7 +27,7 @@ class DCA(Bands):
     Args:
         chunk_size: largest position in use, in tokens; None is 3/4 of the trained length.
         local_size: tokens by which the chunk is shortened, below chunk_size; None is 1/8 of the trained length.
-        attention_factor: amplitude of cos and sin, above 0; the paper's tables use 1, its code 1 + 0.05 * ln(length
+        attention_factor: its square multiplies the logits, above 0; the paper's tables use 1, its code 1 + 0.05 * ln(length
             / trained).
 
     Departs: the bound is chunk_size as in the code; the paper's text says chunk_size - 1.

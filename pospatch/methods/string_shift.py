@@ -25,7 +25,7 @@ class StringShift(Bands):
             it (the paper: a quarter to 0.4).
         window: W, the near distances in tokens that far ones never take, below `shift`; None is 128, and at most
             half of `shift`. The paper: 256 or 512 where fluency suffers.
-        attention_factor: amplitude of cos and sin, above 0; the authors' 1 + 0.1 * ln(2).
+        attention_factor: its square multiplies the logits, above 0; the authors' 1 + 0.1 * ln(2).
 
     Departs: a key at distance `shift` is far and counted once; the authors' prefill counts it in both ranges. The
         trained length stays the limit: the method makes better use of it.
