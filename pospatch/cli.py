@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pospatch.errors import BadOption, PospatchError
+from pospatch.inspection import catalogue_markdown
 
 __all__ = ["app", "main"]
 
@@ -49,6 +50,7 @@ def methods(
     name_or_model: Annotated[str | None, typer.Argument(help="A method, or a model to say what fits it.")] = None,
     auto: AutoClass = "AutoModel",
     as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the catalogue as the README has it.")] = False,
 ) -> None:
     """List the methods, describe one, or say which fit a model and why the others do not.
 
@@ -61,6 +63,8 @@ def methods(
         return _describe(str(name_or_model))
     loaded = _load(name_or_model, auto, "auto") if name_or_model else None
     catalogue = pospatch.methods(loaded)
+    if markdown:
+        return typer.echo(catalogue_markdown(), nl=False)
     if as_json:
         return typer.echo(json.dumps(catalogue, indent=2))
     table = Table(title="methods" if loaded is None else f"methods for {name_or_model}")

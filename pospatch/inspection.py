@@ -7,7 +7,7 @@ from typing import Any
 
 from pospatch import registry
 
-__all__ = ["Inspection", "hosts", "inspect", "methods"]
+__all__ = ["Inspection", "catalogue_markdown", "hosts", "inspect", "methods"]
 
 
 @dataclass
@@ -100,6 +100,16 @@ def _entry(name: str) -> dict[str, Any]:
         "source": method.source,
         "summary": first,
     }
+
+
+def catalogue_markdown() -> str:
+    """The catalogue as a Markdown table, sorted by family; the README holds exactly this."""
+    rows = ["| method | family | what it does | site | needs | source |", "|---|---|---|---|---|---|"]
+    for name, entry in sorted(methods().items(), key=lambda item: (item[1]["family"], item[0])):
+        rows.append(
+            f"| `{name}` | {entry['family']} | {entry['summary']} | {entry['site']} | {entry['needs']} | {entry['source']} |"
+        )
+    return "\n".join(rows) + "\n"
 
 
 def hosts() -> dict[str, str]:

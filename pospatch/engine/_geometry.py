@@ -83,6 +83,24 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
     return seen
 
 
+def declared(sites: Sites) -> dict[str, Seen]:
+    """What the configs say, for methods that only need the rotary module's own facts: no forward is run."""
+    return {path: _declared(module, real(module.config)) for path, module in sites.attention.items()}
+
+
+def _declared(module: nn.Module, config: Any) -> Seen:
+    heads = int(config.num_attention_heads)
+    head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return Seen(
+        heads=heads,
+        kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
+        head_dim=head_dim,
+        width=int(config.hidden_size),
+        scaling=float(getattr(module, "scaling", None) or head_dim**-0.5),
+        causal=bool(getattr(module, "is_causal", True)),
+    )
+
+
 def _watch(path: str, seen: dict[str, Seen], crossing: set[str], called: set[str]) -> Any:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         called.add(path)

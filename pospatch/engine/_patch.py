@@ -12,7 +12,7 @@ from torch import Tensor
 from pospatch import registry
 from pospatch.engine import _native, _probe, embedding, rotation
 from pospatch.engine._config import carry_back, own_configs
-from pospatch.engine._geometry import geometries, layer_type, survey
+from pospatch.engine._geometry import declared, geometries, layer_type, survey
 from pospatch.engine._seams import KEYWORD, carry, register
 from pospatch.engine._sites import Sites, find, stack_of
 from pospatch.engine._state import State
@@ -79,8 +79,13 @@ def attach(model: Any, stack: list[Method], kept: Kept) -> Patch:
     """
     register()
     sites = find(model)
-    layers = geometries(model, sites, survey(model, sites))
+    spectral = all(isinstance(method, Rotary) and method.spectral and not method.dynamic for method in stack)
+    seen = declared(sites) if spectral and sites.rotary else survey(model, sites)
+    layers = geometries(model, sites, seen)
     plan = _Plan(model, sites, stack, layers)
+    if spectral and sites.rotary and not plan.by_module:  # what acts inside attention needs what attention really gets
+        layers = geometries(model, sites, survey(model, sites))
+        plan = _Plan(model, sites, stack, layers)
     plan.check()
     patch = Patch(stack=stack, kept=dict(kept), found=sites, layers=layers)
     try:
@@ -416,6 +421,8 @@ def _prove(model: Any, patch: Patch, plan: _Plan) -> None:
     added = [module for module in model.modules() if isinstance(module, embedding.AddedTable)]
     ids = _probe.tokens(model)
     with _probe.quiet(model):
+        if plan.by_module and not states:
+            return _prove_respun(model, ids)
         _probe.forward(model, ids)
         if missed := [path for path, state in states.items() if not state.reached]:
             raise SeamChanged(
@@ -428,6 +435,30 @@ def _prove(model: Any, patch: Patch, plan: _Plan) -> None:
             and (not plan.sites.tables or "embedding" not in plan.slots)
         ):
             _prove_cleared(model, ids, [*states.values(), *added])
+
+
+class _Reached(Exception):
+    """Ends a proof forward early: what was to be shown has been seen."""
+
+
+def _prove_respun(model: Any, ids: Tensor) -> None:
+    """The new rotary module is what the model calls; the forward ends there."""
+
+    def reached(module: nn.Module, args: Any, output: Any) -> None:
+        raise _Reached
+
+    respun = [module for module in model.modules() if isinstance(module, rotation.FrequencyModule)]
+    for module in respun:
+        handle = module.register_forward_hook(reached)
+        try:
+            _probe.forward(model, ids)
+        except _Reached:
+            continue
+        finally:
+            handle.remove()
+        raise SeamChanged(
+            f"{type(model).__name__} did not call its rotary module {type(module.host).__name__}; it is left unpatched"
+        )
 
 
 def _prove_cleared(model: Any, ids: Tensor, ours: list[Any]) -> None:
