@@ -64,9 +64,9 @@ FULL = Plan(
     minutes=22,
     length=16384,
     bucket=1024,
-    methods=(_YARN, ("self_extend", {"group_size": 4, "window": 1024}), ("dynamic_ntk", {"factor": 2.0})),
+    methods=(_YARN, ("dynamic_ntk", {"factor": 2.0}), ("ntk", {"factor": 2.0})),
     key_length=10240,
-    key_methods=("yarn", "self_extend"),
+    key_methods=("yarn", "dynamic_ntk"),
     depths=(0.1, 0.5, 0.9),
     steps=12,
 )

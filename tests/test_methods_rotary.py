@@ -82,7 +82,8 @@ def cases(group: list[str], attribute: str = "VARIANTS") -> list[Any]:
     default: list[Any] = [{}] if attribute == "VARIANTS" else []
     return [
         pytest.param(name, item, id=f"{name}-{number}")
-        for name in group for number, item in enumerate(getattr(oracle(name), attribute, default))
+        for name in group
+        for number, item in enumerate(getattr(oracle(name), attribute, default))
     ]
 
 
@@ -106,7 +107,13 @@ def reindexed(
 
     key = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
     logits = banded_logits(
-        method.bands(where), q[None], key[None], query_positions[None], key_positions[None], where.scaling, rotate,
+        method.bands(where),
+        q[None],
+        key[None],
+        query_positions[None],
+        key_positions[None],
+        where.scaling,
+        rotate,
         two_sided=not where.causal,
     )(slice(None), None)
     visible = method.visible(query_positions[None], key_positions[None], where)
@@ -123,8 +130,12 @@ def fading(
     key = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
     allowed = (key_positions[None, :] <= query_positions[:, None])[None, None]
     block = Block(
-        query=q[None], key=key[None], scores=torch.zeros(1, q.shape[0], q.shape[1], k.shape[1]),
-        query_positions=query_positions[None], key_positions=key_positions[None], allowed=allowed,
+        query=q[None],
+        key=key[None],
+        scores=torch.zeros(1, q.shape[0], q.shape[1], k.shape[1]),
+        query_positions=query_positions[None],
+        key_positions=key_positions[None],
+        allowed=allowed,
     )
     return (method.logits(block, {}, where)).masked_fill(~allowed, -math.inf)[0]
 
@@ -320,8 +331,11 @@ def test_native_form_is_bit_equal(name: str, variant: dict[str, Any]) -> None:
         if native is None:
             continue
         config = LlamaConfig(
-            head_dim=where.head_dim, num_attention_heads=where.heads, hidden_size=where.heads * where.head_dim,
-            max_position_embeddings=where.length, rope_parameters=dict(native),
+            head_dim=where.head_dim,
+            num_attention_heads=where.heads,
+            hidden_size=where.heads * where.head_dim,
+            max_position_embeddings=where.length,
+            rope_parameters=dict(native),
         )
         function = ROPE_INIT_FUNCTIONS.get(native["rope_type"], GPTNeoXRotaryEmbedding.compute_default_rope_parameters)
         for length in (None, where.length // 2, where.length + 1, 3 * where.length):
@@ -352,7 +366,9 @@ def _rotated_logits(method: Rotary, where: Geometry, positions: Tensor) -> Tenso
     q, k = random(1, where.heads, 9, where.head_dim), random(1, where.kv_heads, 9, where.head_dim, seed=1)
     length = torch.tensor([[4 * where.length]]) if method.dynamic else None
     q = method.rotate(q, positions, "query", weights, where, length)
-    k = method.rotate(k, positions, "key", weights, where, length).repeat_interleave(where.heads // where.kv_heads, dim=1)
+    k = method.rotate(k, positions, "key", weights, where, length).repeat_interleave(
+        where.heads // where.kv_heads, dim=1
+    )
     return where.scaling * q @ k.transpose(2, 3)
 
 
@@ -509,8 +525,12 @@ def test_hidden_keys_stay_hidden_under_a_softcap() -> None:
 
     def last(values: Tensor) -> Tensor:
         output, _ = blockwise(
-            q, values, None, True,
-            lambda rows, bar: reindexed(method, where, q[0], k[0], positions, positions)[None, :, rows], softcap=1.5,
+            q,
+            values,
+            None,
+            True,
+            lambda rows, bar: reindexed(method, where, q[0], k[0], positions, positions)[None, :, rows],
+            softcap=1.5,
             visible=lambda rows: method.visible(positions[None, rows], positions[None], where),
         )
         return output[:, -1]
@@ -526,7 +546,9 @@ def test_ms_poe_takes_ranks_and_keeps_them() -> None:
     from pospatch.methods.ms_poe import head_order
 
     attention = torch.full((4, 2, 40), 1 / 40)
-    for head, peaks in enumerate((1, 0, 3, 2)):  # ranks 2, 3, 0, 1: an argsort alone would give 2, 3, 0, 1 reversed in role
+    for head, peaks in enumerate(
+        (1, 0, 3, 2)
+    ):  # ranks 2, 3, 0, 1: an argsort alone would give 2, 3, 0, 1 reversed in role
         attention[head, -1, :peaks] = 1.0
     ranks = head_order(attention, 4)
     assert ranks == [2, 3, 0, 1]
@@ -633,9 +655,12 @@ def test_unknown_and_missing_options(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("yarn", {"beta_fast": 1.0, "beta_slow": 1.0}), ("dynamic_yarn", {"beta_fast": 1.0, "beta_slow": 32.0}),
-        ("llama3", {"low_freq_factor": 4.0, "high_freq_factor": 4.0}), ("ntk_by_parts", {"beta_0": 0.5, "beta_1": 0.75}),
-        ("ntk_by_parts", {"gamma_0": 2.0, "gamma_1": 2.0}), ("ms_poe", {"min_ratio": 2.0, "max_ratio": 1.5}),
+        ("yarn", {"beta_fast": 1.0, "beta_slow": 1.0}),
+        ("dynamic_yarn", {"beta_fast": 1.0, "beta_slow": 32.0}),
+        ("llama3", {"low_freq_factor": 4.0, "high_freq_factor": 4.0}),
+        ("ntk_by_parts", {"beta_0": 0.5, "beta_1": 0.75}),
+        ("ntk_by_parts", {"gamma_0": 2.0, "gamma_1": 2.0}),
+        ("ms_poe", {"min_ratio": 2.0, "max_ratio": 1.5}),
     ],
 )
 def test_rules_between_options_name_both(name: str, wrong: dict[str, Any]) -> None:
@@ -649,8 +674,10 @@ def test_rules_between_options_name_both(name: str, wrong: dict[str, Any]) -> No
     [
         ("longrope", {"short_factor": [1.0] * 31}, ["short_factor", "31", "32"]),
         ("longrope", {"long_factor": [1.0] * 64}, ["long_factor", "64", "32"]),
-        ("self_extend", {"window": 64}, ["window", "64"]), ("rerope", {"window": 99}, ["window", "99", "64"]),
-        ("leaky_rerope", {"window": 64}, ["window", "64"]), ("dca", {"chunk_size": 65}, ["chunk_size", "65", "64"]),
+        ("self_extend", {"window": 64}, ["window", "64"]),
+        ("rerope", {"window": 99}, ["window", "99", "64"]),
+        ("leaky_rerope", {"window": 64}, ["window", "64"]),
+        ("dca", {"chunk_size": 65}, ["chunk_size", "65", "64"]),
         ("dca", {"chunk_size": 8, "local_size": 8}, ["chunk_size", "local_size"]),
         ("string_shift", {"shift": 8, "window": 8}, ["shift", "window"]),
         ("streaming", {"sinks": 4, "window": 61}, ["sinks", "window", "64"]),
@@ -741,5 +768,3 @@ def test_reached_lengths(name: str) -> None:
         assert reached == 4 * 64
     else:
         assert reached is None or reached >= 64
-
-

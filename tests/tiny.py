@@ -13,7 +13,13 @@ import transformers as tf
 
 LENGTH = 32  # trained length of every tiny model
 VOCABULARY = 99
-_SIZE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": VOCABULARY}
+_SIZE = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": VOCABULARY,
+}
 _ROTARY = {**_SIZE, "num_key_value_heads": 2, "max_position_embeddings": LENGTH, "pad_token_id": 0}
 _BERT = {**_SIZE, "max_position_embeddings": LENGTH, "pad_token_id": 0}
 
@@ -24,7 +30,12 @@ def _llama(**changes: Any) -> Any:
 
 def _gemma2() -> Any:
     config = tf.Gemma2Config(
-        **_ROTARY, head_dim=16, query_pre_attn_scalar=7, attn_logit_softcapping=1.5, final_logit_softcapping=3.0, sliding_window=6
+        **_ROTARY,
+        head_dim=16,
+        query_pre_attn_scalar=7,
+        attn_logit_softcapping=1.5,
+        final_logit_softcapping=3.0,
+        sliding_window=6,
     )
     config._attn_implementation = "eager"
     return tf.Gemma2ForCausalLM(config)
@@ -41,7 +52,11 @@ def _gpt_oss() -> Any:
 def _gemma3() -> Any:
     return tf.Gemma3ForCausalLM(
         tf.Gemma3TextConfig(
-            **_ROTARY, head_dim=16, query_pre_attn_scalar=7, sliding_window=6, layer_types=["sliding_attention", "full_attention"]
+            **_ROTARY,
+            head_dim=16,
+            query_pre_attn_scalar=7,
+            sliding_window=6,
+            layer_types=["sliding_attention", "full_attention"],
         )
     )
 
@@ -49,7 +64,8 @@ def _gemma3() -> Any:
 def _neox() -> Any:
     return tf.GPTNeoXForCausalLM(
         tf.GPTNeoXConfig(
-            **{**_SIZE, "hidden_size": 64}, max_position_embeddings=LENGTH,
+            **{**_SIZE, "hidden_size": 64},
+            max_position_embeddings=LENGTH,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         )
     )
@@ -57,50 +73,114 @@ def _neox() -> Any:
 
 def _gpt2() -> Any:
     return tf.GPT2LMHeadModel(
-        tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=LENGTH, vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2,
-                      pad_token_id=0, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
+        tf.GPT2Config(
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=LENGTH,
+            vocab_size=VOCABULARY,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+            attn_pdrop=0.0,
+            embd_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
     )
 
 
 def _opt() -> Any:
     return tf.OPTForCausalLM(
-        tf.OPTConfig(hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=LENGTH,
-                     vocab_size=VOCABULARY, word_embed_proj_dim=32, pad_token_id=0, dropout=0.0)
+        tf.OPTConfig(
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=LENGTH,
+            vocab_size=VOCABULARY,
+            word_embed_proj_dim=32,
+            pad_token_id=0,
+            dropout=0.0,
+        )
     )
 
 
 def _bert(**changes: Any) -> Any:
-    return tf.BertForMaskedLM(tf.BertConfig(**{**_BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes}))
+    return tf.BertForMaskedLM(
+        tf.BertConfig(**{**_BERT, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, **changes})
+    )
 
 
 def _roberta() -> Any:
     return tf.RobertaForMaskedLM(
-        tf.RobertaConfig(**{**_BERT, "max_position_embeddings": LENGTH + 2, "pad_token_id": 1, "hidden_dropout_prob": 0.0,
-                            "attention_probs_dropout_prob": 0.0})
+        tf.RobertaConfig(
+            **{
+                **_BERT,
+                "max_position_embeddings": LENGTH + 2,
+                "pad_token_id": 1,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            }
+        )
     )
 
 
 def _t5() -> Any:
     return tf.T5ForConditionalGeneration(
-        tf.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=VOCABULARY, decoder_start_token_id=0,
-                    pad_token_id=0, eos_token_id=2, dropout_rate=0.0)
+        tf.T5Config(
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_heads=4,
+            vocab_size=VOCABULARY,
+            decoder_start_token_id=0,
+            pad_token_id=0,
+            eos_token_id=2,
+            dropout_rate=0.0,
+        )
     )
 
 
 def _bart() -> Any:
     return tf.BartForConditionalGeneration(
-        tf.BartConfig(d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-                      encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=LENGTH, vocab_size=VOCABULARY, dropout=0.0,
-                      pad_token_id=1, bos_token_id=0, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None)
+        tf.BartConfig(
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_position_embeddings=LENGTH,
+            vocab_size=VOCABULARY,
+            dropout=0.0,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+            decoder_start_token_id=2,
+            forced_eos_token_id=None,
+        )
     )
 
 
 HOSTS: dict[str, Callable[[], Any]] = {
-    "llama": _llama, "gpt2": _gpt2, "bert": _bert, "gpt_neox": _neox, "opt": _opt, "roberta": _roberta, "t5": _t5, "bart": _bart,
-    "gemma2": _gemma2, "gemma3": _gemma3, "gpt_oss": _gpt_oss,
+    "llama": _llama,
+    "gpt2": _gpt2,
+    "bert": _bert,
+    "gpt_neox": _neox,
+    "opt": _opt,
+    "roberta": _roberta,
+    "t5": _t5,
+    "bart": _bart,
+    "gemma2": _gemma2,
+    "gemma3": _gemma3,
+    "gpt_oss": _gpt_oss,
     "mistral": lambda: tf.MistralForCausalLM(tf.MistralConfig(**_ROTARY, sliding_window=6)),
     "granite": lambda: tf.GraniteForCausalLM(
-        tf.GraniteConfig(**_ROTARY, attention_multiplier=0.7, embedding_multiplier=3.0, residual_multiplier=0.6, logits_scaling=2.0)
+        tf.GraniteConfig(
+            **_ROTARY, attention_multiplier=0.7, embedding_multiplier=3.0, residual_multiplier=0.6, logits_scaling=2.0
+        )
     ),
     "cohere": lambda: tf.CohereForCausalLM(tf.CohereConfig(**_ROTARY)),
     "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(**_ROTARY, head_dim=16)),

@@ -13,9 +13,22 @@ from pospatch.geometry import Geometry, Rotation
 from pospatch.methods._base import apply_rotation
 
 __all__ = [
-    "divided", "identity", "is_default", "longrope_parameters", "native_parameters", "ntk_divisors", "periods",
-    "periods_of", "rotary_inv_freq", "standing", "standing_inv_freq", "turn", "window_of", "yarn_amplitude",
-    "yarn_divisors", "yarn_ramp",
+    "divided",
+    "identity",
+    "is_default",
+    "longrope_parameters",
+    "native_parameters",
+    "ntk_divisors",
+    "periods",
+    "periods_of",
+    "rotary_inv_freq",
+    "standing",
+    "standing_inv_freq",
+    "turn",
+    "window_of",
+    "yarn_amplitude",
+    "yarn_divisors",
+    "yarn_ramp",
 ]
 
 
@@ -121,8 +134,13 @@ def longrope_parameters(geometry: Geometry, divisors: Tensor, amplitude: float, 
         return None
     values = divisors.tolist()
     return native_parameters(
-        "longrope", geometry, factor=1.0, original_max_position_embeddings=length, attention_factor=amplitude,
-        short_factor=values, long_factor=values,
+        "longrope",
+        geometry,
+        factor=1.0,
+        original_max_position_embeddings=length,
+        attention_factor=amplitude,
+        short_factor=values,
+        long_factor=values,
     )
 
 

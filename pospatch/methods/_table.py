@@ -40,6 +40,9 @@ def _sample(table: Tensor, where: Tensor, order: str) -> Tensor:
         before, after = values[(low - 1).clamp(min=0)], values[(high + 1).clamp(max=table.shape[0] - 1)]
         slope_a, slope_b = (b - before) / 2, (after - a) / 2
         mixed = (
-            (2 * t**3 - 3 * t**2 + 1) * a + (t**3 - 2 * t**2 + t) * slope_a + (3 * t**2 - 2 * t**3) * b + (t**3 - t**2) * slope_b
+            (2 * t**3 - 3 * t**2 + 1) * a
+            + (t**3 - 2 * t**2 + t) * slope_a
+            + (3 * t**2 - 2 * t**3) * b
+            + (t**3 - t**2) * slope_b
         )
     return mixed.to(table.dtype)

@@ -11,7 +11,9 @@ from pospatch.geometry import Geometry
 from pospatch.methods._base import Fold, Weights
 from pospatch.methods._options import integer
 
-BASE = 256  # n = BASE * (n // BASE) + n % BASE: both parts are exact in bfloat16 below 65536 tokens, the high part beyond
+BASE = (
+    256  # n = BASE * (n // BASE) + n % BASE: both parts are exact in bfloat16 below 65536 tokens, the high part beyond
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,12 @@ class CayleySTRING(Rotary):
         return rotary_inv_freq(theta, self.dim(geometry)), 1.0
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
         free, dim = weights["antisymmetric"].float(), self.dim(geometry)

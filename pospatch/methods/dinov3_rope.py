@@ -54,7 +54,12 @@ class DINOv3RoPE(Rotary):
         return 1 / self.rope_theta**exponent, 1.0
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
         rows, columns = check_grid(self.name, geometry)

@@ -43,7 +43,9 @@ class Hierarchical(Embedding):
 
     def check(self) -> None:
         if self.alpha == 0.5:
-            raise BadOption("hierarchical: alpha=0.5 gives positions i*N + j and j*N + i the same vector; the default is 0.4")
+            raise BadOption(
+                "hierarchical: alpha=0.5 gives positions i*N + j and j*N + i the same vector; the default is 0.4"
+            )
         if self.length is not None and self.factor is not None:
             raise BadOption(f"hierarchical: give length={self.length} or factor={self.factor}, not both")
 
@@ -53,7 +55,9 @@ class Hierarchical(Embedding):
             raise UnsupportedHost("hierarchical extends a trained table of positions and this model has none")
         n, rows = geometry.table.shape[0], self.rows(geometry)
         if not n <= rows <= n * n:
-            raise BadOption(f"hierarchical: length={rows} must be from {n} to {n * n}, the square of the trained length")
+            raise BadOption(
+                f"hierarchical: length={rows} must be from {n} to {n * n}, the square of the trained length"
+            )
 
     def rows(self, geometry: Geometry) -> int:
         """Rows of the new table."""

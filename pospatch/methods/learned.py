@@ -54,7 +54,9 @@ class Learned(Embedding):
         """Rows of the new table."""
         rows = self.length or round((self.factor or 1.0) * geometry.length)
         if geometry.table is not None and rows < geometry.table.shape[0]:
-            raise BadOption(f"{self.name}: length={rows} is below the trained length of {geometry.table.shape[0]} tokens")
+            raise BadOption(
+                f"{self.name}: length={rows} is below the trained length of {geometry.table.shape[0]} tokens"
+            )
         return rows
 
     def fits(self, geometry: Geometry) -> None:

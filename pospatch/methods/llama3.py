@@ -60,6 +60,10 @@ class Llama3(Factored):
 
     def rope_parameters(self, geometry: Geometry) -> dict[str, Any] | None:
         return native_parameters(
-            "llama3", geometry, factor=self.factor, original_max_position_embeddings=self.original(geometry),
-            low_freq_factor=self.low_freq_factor, high_freq_factor=self.high_freq_factor,
+            "llama3",
+            geometry,
+            factor=self.factor,
+            original_max_position_embeddings=self.original(geometry),
+            low_freq_factor=self.low_freq_factor,
+            high_freq_factor=self.high_freq_factor,
         )

@@ -89,6 +89,11 @@ class LongRoPE(Factored):
         short, long = self.divisors(geometry)
         extra = {} if self.attention_factor is None else {"attention_factor": self.attention_factor}
         return native_parameters(
-            "longrope", geometry, factor=self.factor, original_max_position_embeddings=self.original(geometry),
-            short_factor=short, long_factor=long, **extra,
+            "longrope",
+            geometry,
+            factor=self.factor,
+            original_max_position_embeddings=self.original(geometry),
+            short_factor=short,
+            long_factor=long,
+            **extra,
         )

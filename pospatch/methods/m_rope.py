@@ -70,7 +70,12 @@ class MRoPE(Rotary):
         return rotary_inv_freq(theta, self.dim(geometry)), 1.0
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
         inv_freq = self.frequencies(geometry)[0].to(x.device)

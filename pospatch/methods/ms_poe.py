@@ -78,7 +78,12 @@ class MsPoE(Scaling):
         return standing_inv_freq(rotation), rotation.attention_factor
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
         inv_freq, amplitude = self.frequencies(geometry)

@@ -47,7 +47,12 @@ class PoPE(Rotary):
         return 1.0 / self.rope_theta ** (torch.arange(geometry.head_dim, dtype=torch.float32) / geometry.head_dim), 1.0
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
         angles = positions[:, None, :, None].float() * self.frequencies(geometry)[0].to(x.device)

@@ -52,7 +52,12 @@ class RoPE2D(Rotary):
         return 1.0 / self.rope_theta**exponent, 1.0
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
         row, column = coordinates(positions, geometry, self.prefix, self.columns)

@@ -60,7 +60,12 @@ class RoPEMixed(Rotary):
         return {"frequencies": torch.stack((magnitude * both.cos(), magnitude * both.sin()))}
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, weights: Weights, geometry: Geometry,
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        weights: Weights,
+        geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
         row, column = coordinates(positions, geometry, self.prefix, self.columns)

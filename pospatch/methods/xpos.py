@@ -81,6 +81,10 @@ class XPos(Contextual):
 def _rows(block: Block, rows: slice) -> Block:
     allowed = block.allowed if block.allowed.shape[2] == 1 else block.allowed[:, :, rows]
     return Block(
-        query=block.query[:, :, rows], key=block.key, scores=block.scores[:, :, rows],
-        query_positions=block.query_positions[:, rows], key_positions=block.key_positions, allowed=allowed,
+        query=block.query[:, :, rows],
+        key=block.key,
+        scores=block.scores[:, :, rows],
+        query_positions=block.query_positions[:, rows],
+        key_positions=block.key_positions,
+        allowed=allowed,
     )

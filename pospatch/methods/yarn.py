@@ -79,7 +79,12 @@ class YaRN(Factored):
             return None
         extra = {name: getattr(self, name) for name in ("attention_factor", "mscale", "mscale_all_dim")}
         return native_parameters(
-            "yarn", geometry, factor=self.factor, original_max_position_embeddings=self.original(geometry),
-            beta_fast=self.beta_fast, beta_slow=self.beta_slow, truncate=self.truncate,
+            "yarn",
+            geometry,
+            factor=self.factor,
+            original_max_position_embeddings=self.original(geometry),
+            beta_fast=self.beta_fast,
+            beta_slow=self.beta_slow,
+            truncate=self.truncate,
             **{name: value for name, value in extra.items() if value is not None},
         )

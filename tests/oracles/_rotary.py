@@ -69,8 +69,14 @@ def rotate_all(
 
 
 def banded(
-    geometry: Geometry, inv_freq: Tensor, q: Tensor, k: Tensor, query_positions: Tensor, key_positions: Tensor,
-    relative: Callable[[int, int], float | None], amplitude: float = 1.0,
+    geometry: Geometry,
+    inv_freq: Tensor,
+    q: Tensor,
+    k: Tensor,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    relative: Callable[[int, int], float | None],
+    amplitude: float = 1.0,
 ) -> Tensor:
     """Logits (heads, query, key) of q (heads, query, d) and k (kv_heads, key, d) at relative(m, n); None is hidden.
 

@@ -23,6 +23,12 @@ def relative(method, geometry, m, n):
 
 def oracle(method, geometry, inv_freq, q, k, query_positions, key_positions):
     return banded(
-        geometry, inv_freq, q, k, query_positions, key_positions, lambda m, n: relative(method, geometry, m, n),
+        geometry,
+        inv_freq,
+        q,
+        k,
+        query_positions,
+        key_positions,
+        lambda m, n: relative(method, geometry, m, n),
         method.attention_factor,
     )

@@ -31,4 +31,3 @@ def three_rows(method, geometry, x, rows):
         return [float(rows[axis[i], t]) * w for i, w in enumerate(frequencies)]
 
     return rotate_all(x, torch.arange(x.shape[2])[None], angles)
-

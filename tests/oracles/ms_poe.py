@@ -3,7 +3,9 @@ from tests.oracles._rotary import rotate_all, standing
 VARIANTS = [{}, {"min_ratio": 1.0, "max_ratio": 3.0, "first_layer": 0}, {"first_layer": 7}]
 _HEADS = {"heads": 32, "kv_heads": 32, "layer": 2}
 REFERENCE = [
-    (_HEADS, {}, "ratio_0", "1.2"), (_HEADS, {}, "ratio_1", "1.21875"), (_HEADS, {}, "ratio_31", "1.78125"),
+    (_HEADS, {}, "ratio_0", "1.2"),
+    (_HEADS, {}, "ratio_1", "1.21875"),
+    (_HEADS, {}, "ratio_31", "1.78125"),
 ]
 
 

@@ -5,8 +5,12 @@ from tests.oracles._rotary import bounds, ramp, standing, trained
 VARIANTS = [{}, {"factor": 4.0}]
 _D128 = {"head_dim": 128}
 REFERENCE = [
-    (_D128, {}, "lambda_0", "6"), (_D128, {}, "lambda_1", "7"), (_D128, {}, "lambda_2", "8"),
-    (_D128, {}, "lambda_3", "10"), (_D128, {}, "lambda_4", "11"), (_D128, {}, "lambda_5", "13"),
+    (_D128, {}, "lambda_0", "6"),
+    (_D128, {}, "lambda_1", "7"),
+    (_D128, {}, "lambda_2", "8"),
+    (_D128, {}, "lambda_3", "10"),
+    (_D128, {}, "lambda_4", "11"),
+    (_D128, {}, "lambda_5", "13"),
     (_D128, {}, "lambda_63", "54410"),
 ]
 

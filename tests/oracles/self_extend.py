@@ -2,8 +2,12 @@ from tests.oracles._rotary import banded
 
 VARIANTS = [{}, {"group_size": 4, "window": 8}, {"group_size": 3, "window": 10}, {"group_size": 7, "window": 5}]
 REFERENCE = [
-    ({"length": 32}, {"group_size": 4, "window": 8}, "row 31",
-     "13 13 13 13 12 12 12 12 11 11 11 11 10 10 10 10 9 9 9 9 8 8 8 8 7 6 5 4 3 2 1 0"),
+    (
+        {"length": 32},
+        {"group_size": 4, "window": 8},
+        "row 31",
+        "13 13 13 13 12 12 12 12 11 11 11 11 10 10 10 10 9 9 9 9 8 8 8 8 7 6 5 4 3 2 1 0",
+    ),
 ]
 
 

@@ -6,7 +6,8 @@ from tests.oracles._rotary import rotate_one, spectrum
 
 VARIANTS = [{}, {"scale_base": 64.0, "gamma": 0.7, "rope_theta": 500.0}]
 REFERENCE = [
-    ({"head_dim": 64}, {}, "zeta_0", ".28571430"), ({"head_dim": 64}, {}, "zeta_31", ".97767860"),
+    ({"head_dim": 64}, {}, "zeta_0", ".28571430"),
+    ({"head_dim": 64}, {}, "zeta_31", ".97767860"),
     ({"head_dim": 64}, {}, "zeta_0 ** 2", ".08163266"),
 ]
 

@@ -3,8 +3,11 @@ import math
 from tests.oracles._rotary import bounds, ramp, standing, trained
 
 VARIANTS = [
-    {}, {"factor": 16.0, "truncate": False}, {"factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.5},
-    {"factor": 8.0, "interpolation": "wavelength"}, {"attention_factor": 1.25, "original_max_position_embeddings": 512},
+    {},
+    {"factor": 16.0, "truncate": False},
+    {"factor": 40.0, "mscale": 0.7, "mscale_all_dim": 0.5},
+    {"factor": 8.0, "interpolation": "wavelength"},
+    {"attention_factor": 1.25, "original_max_position_embeddings": 512},
     {"beta_fast": 8.0, "beta_slow": 2.0},
 ]
 _LLAMA2 = {"head_dim": 128, "length": 4096}
