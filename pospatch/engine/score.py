@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pospatch.attention._mask import is_causal_call
-from pospatch.attention.bands import banded_logits
 from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.fold import folded
+from pospatch.engine import _banded
 from pospatch.engine._cache import unpack_state
 from pospatch.methods._base import Bands, Bias, Block, Contextual, Fold
 
@@ -130,12 +129,16 @@ def _own(
     heads, keys = query.shape[1], key.shape[2]
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     causal = base != "eager" and is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal"))
+    if isinstance(state.score, Bands) and base == "sdpa":
+        output = _banded.flash(query, key, value, call, causal, scaling, kwargs)
+        if output is not None:
+            return output, None
     key_positions = call.key_positions(keys)
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
     visible = None
     if isinstance(state.score, Bands):
-        logits = _bands(state, query, key, call, key_positions, scaling)
-        visible = partial(_visible, state.score, call, key_positions)
+        logits = _banded.band_logits(state, query, key, call, key_positions, scaling)
+        visible = _banded.visible(state.score, call, key_positions)
     else:
         logits = _contextual(state, query, key, call, key_positions, key_state, scaling)
     native = kwargs.get("position_bias")
@@ -153,31 +156,6 @@ def _own(
         sinks=kwargs.get("s_aux"),
         need_weights=base == "eager",
         visible=visible,
-    )
-
-
-def _visible(method: Bands, call: Call, key_positions: Tensor, rows: slice) -> Tensor | None:
-    return method.visible(call.positions[:, rows], key_positions, call.state.geometry)
-
-
-def _bands(state: State, query: Tensor, key: Tensor, call: Call, key_positions: Tensor, scaling: float) -> Any:
-    method: Bands = state.score  # type: ignore[assignment]
-    weights = state.weights_of("rotary")
-    rotary = state.rotary
-    assert rotary is not None  # a Bands method is refused where nothing rotates
-
-    def rotate(x: Tensor, positions: Tensor) -> Tensor:
-        return rotary.rotate(x, positions, "query", weights, state.geometry)
-
-    return banded_logits(
-        method.bands(state.geometry),
-        state.paired(query),
-        state.paired(key),
-        call.positions,
-        key_positions,
-        scaling,
-        rotate,
-        two_sided=not state.geometry.causal,
     )
 
 
