@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pospatch.methods._base import Bands, Embedding, Rotary
+from pospatch.methods._base import Bands, Embedding, Index, Rotary
 
 if TYPE_CHECKING:
     from pospatch.engine._patch import Patch, _Plan
@@ -27,27 +27,30 @@ def write(model: Any, patch: Patch, plan: _Plan) -> bool:
     """Write lengths and rotary parameters into the model's own configs; True where they say everything."""
     configs = [config for _, config in patch.configs]
     table = plan.slots.get("embedding")
+    index = plan.slots.get("positions")
+    if isinstance(index, Index) and not index.training_only:
+        _lengthen(configs, patch, plan)
+        return False
+    acting = set(plan.slots) - {"positions"}  # what only acts in training leaves nothing to say
     if isinstance(table, Embedding) and plan.sites.tables:
         rows = plan.sites.tables[0].rows
         counted = rows + (plan.sites.tables[0].offset if plan.sites.host.counts_offset else 0)
         _set_length(configs, counted)
-        return set(plan.slots) == {"embedding"}
+        return acting == {"embedding"}
     _lengthen(configs, patch, plan)
     top = plan.top
-    if (
-        not isinstance(top, Rotary)
-        or not plan.sites.rotary
-        or plan.partial
-        or set(plan.slots) - {"rotation", "scaling"}
-    ):
+    if not acting:
+        return True
+    if not isinstance(top, Rotary) or not plan.sites.rotary or plan.partial or acting - {"rotation", "scaling"}:
         return False
     return _write_rope(configs, plan, top)
 
 
 def _lengthen(configs: list[Any], patch: Patch, plan: _Plan) -> None:
     """Promise in the config what the methods reach: evaluation tools cut inputs at this length."""
-    top, score = plan.top, plan.slots.get("score")
-    reach = [method for method in (top, score) if isinstance(method, Rotary | Bands)]
+    found = (plan.top, plan.slots.get("score"), plan.slots.get("positions"))
+    top = plan.top
+    reach = [method for method in found if isinstance(method, Rotary | Bands | Index)]
     length = max((method.target_length(g) or 0 for method in reach for g in plan.layers.values()), default=0)
     if length > (patch.trained_length or 0) and not (isinstance(top, Rotary) and _length_is_the_trained_one(top, plan)):
         _set_length(configs, length)

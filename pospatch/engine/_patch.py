@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch import registry
-from pospatch.engine import _native, _probe, embedding, rotation
+from pospatch.engine import _native, _probe, embedding, positions, rotation
 from pospatch.engine._config import carry_back, own_configs
 from pospatch.engine._geometry import declared, geometries, layer_type, survey
 from pospatch.engine._seams import KEYWORD, carry, register
@@ -18,7 +18,7 @@ from pospatch.engine._sites import Sites, find, stack_of
 from pospatch.engine._state import State
 from pospatch.engine._undo import Undo
 from pospatch.engine._view import view
-from pospatch.errors import AlreadyPatched, PospatchError, SeamChanged, UnsupportedHost
+from pospatch.errors import AlreadyPatched, BadOption, PospatchError, SeamChanged, UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
 from pospatch.methods._base import Bands, Embedding, Index, Method, Rotary, Scaling
 
@@ -43,6 +43,7 @@ class Patch:
     base: dict[str, Any] = field(default_factory=dict)
     found: Sites | None = None
     layers: dict[str, Geometry] = field(default_factory=dict)
+    readers: dict[str, positions.Reindex] = field(default_factory=dict)
 
     def detach(self) -> None:
         """Play everything back; trained weights of the host stay as they are."""
@@ -155,15 +156,32 @@ class _Plan:
                         if method is self.slots.get("rotation")
                         else geometry
                     )
-            if isinstance(method, Index) and not (self.sites.tables or self.sites.rotary):
-                raise UnsupportedHost(
-                    f"{method.name} changes positions inside a table or rotary module and this model has neither"
-                )
+            if isinstance(method, Index):
+                self._check_index(method)
         if self.partial and self.sites.tables:
             raise UnsupportedHost(
                 f"{self.clearing[0].name} with layers={self.clearing[0].layers}: the table of positions is added once, "
                 "before all layers, and cannot be cleared for some; leave layers out"
             )
+
+    def _check_index(self, method: Index) -> None:
+        if method.layers not in (None, "all"):
+            raise BadOption(
+                f"{method.name}: layers={method.layers!r}, but positions are read once, for all layers; leave it out"
+            )
+        if self._tables_read() or self._rotary_read():
+            return
+        holders = " and ".join(repr(item.name) for item in self.stack if item is not method)
+        why = f"{holders} takes their place" if holders else "this model has neither"
+        raise UnsupportedHost(
+            f"{method.name} changes the positions that a table or the host's own rotary module reads, and {why}"
+        )
+
+    def _tables_read(self) -> bool:
+        return bool(self.sites.tables) and (not self.clearing or "embedding" in self.slots)
+
+    def _rotary_read(self) -> bool:
+        return bool(self.sites.rotary) and (self.by_module or self.partial or not self._native_rotation_goes())
 
     def rehearse(self) -> None:
         """Compute once what the methods would put there, so that what only shows then raises here."""
@@ -195,6 +213,7 @@ class _Plan:
             for module in self.sites.bias.values():
                 undo.freeze(module.get_parameter("weight"))
         self._states(patch)
+        self._reindex(patch)
         patch.native = _native.write(model, patch, self)
         record = {
             "version": RECORD_VERSION,
@@ -233,6 +252,23 @@ class _Plan:
             layer = first_layer(self.model, path)
             key = (path, "table")
             patch.kept[key] = embedding.add(layer, method.table(geometry), patch.undo, patch.kept.get(key))
+
+    def _reindex(self, patch: Patch) -> None:
+        method = self.slots.get("positions")
+        if not isinstance(method, Index):
+            return
+        paired = bool(getattr(self.model.config, "is_encoder_decoder", False))
+        firsts: dict[str, Geometry] = {}
+        for path, geometry in self.base.items():
+            firsts.setdefault(stack_of(path, paired), geometry)
+        for table in self.sites.tables if self._tables_read() else ():
+            geometry = firsts[stack_of(table.path, paired)].with_(length=table.rows)
+            patch.readers[table.path] = positions.at_table(table, method, geometry, patch.undo)
+            if length := method.target_length(geometry):
+                embedding.regrow(table.parent, self.sites.host.buffers, length, patch.undo)
+        for path in self.sites.rotary if self._rotary_read() else ():
+            geometry = next(iter(firsts.values()))
+            patch.readers[path] = positions.at_rotary(self.model, path, method, geometry, patch.undo)
 
     def _spectra(self) -> dict[str | None, tuple[Tensor, float]]:
         """New frequencies by layer type; where a host has types, a scaling touches full attention only."""
@@ -331,6 +367,7 @@ class _Plan:
             "score": "relative bias" if sites.bias else "",
         }
         paths = {
+            "positions": [*(t.path for t in sites.tables), *sites.rotary] if "positions" in self.slots else [],
             "embedding": [table.path for table in sites.tables],
             "rotation": list(sites.rotary),
             "score": list(sites.attention),
@@ -421,9 +458,13 @@ def _prove(model: Any, patch: Patch, plan: _Plan) -> None:
     added = [module for module in model.modules() if isinstance(module, embedding.AddedTable)]
     ids = _probe.tokens(model)
     with _probe.quiet(model):
-        if plan.by_module and not states:
+        if plan.by_module and not states and not patch.readers:
             return _prove_respun(model, ids)
         _probe.forward(model, ids)
+        if missed := [path for path, reindex in patch.readers.items() if not reindex.reached]:
+            raise SeamChanged(
+                f"{missed[0]} was not asked for positions by {type(model).__name__}; it is left unpatched"
+            )
         if missed := [path for path, state in states.items() if not state.reached]:
             raise SeamChanged(
                 f"{missed[0]} was not reached by its attention function; {type(model).__name__} is left unpatched"

@@ -149,14 +149,28 @@ def _check_layers(name: str, value: Any) -> Any:
 
 
 class Index(Method):
-    """Changes which position each token gets, where the table or the rotation reads it; native mechanism stays."""
+    """Changes which position each token gets, where the table or the rotation reads it; native mechanism stays.
+
+    training_only: True where positions are drawn at random while training and are the true ones in evaluation, so that
+    a checkpoint needs nothing of the method.
+    """
 
     slot: ClassVar[str] = "positions"
     clears: ClassVar[bool] = False
+    training_only: ClassVar[bool] = False
 
     def positions(self, positions: Tensor, geometry: Geometry, *, training: bool = False) -> Tensor:
         """New positions for true ones, both (batch, length), in tokens; floating point where they are fractions."""
         raise NotImplementedError
+
+    def furthest(self, geometry: Geometry) -> int | None:
+        """Number of positions that the method gives out, so that the last is one less; None where it goes no further
+        than the tokens it is given."""
+        return None
+
+    def target_length(self, geometry: Geometry) -> int | None:
+        """The length in tokens that the model can read afterwards, or None where it stays."""
+        return None
 
 
 class Embedding(Method):
