@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pospatch.attention._mask import is_causal_call
+from pospatch.attention.biased import biased, is_large
 from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.fold import folded
 from pospatch.engine import _banded
@@ -104,8 +105,22 @@ def _biased(
 ) -> Any:
     state = call.state
     method: Bias = state.score  # type: ignore[assignment]
-    bias = method.bias(call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), state.geometry)
-    bias = bias.to(query.dtype)
+    weights, key_positions = state.weights_of("score"), call.key_positions(key.shape[2])
+    if base == "sdpa" and is_large(query, key.shape[2]) and kwargs.get("position_bias") is None:
+        output = biased(
+            query,
+            key,
+            value,
+            mask,
+            is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal")),
+            lambda rows, columns: method.bias(
+                call.positions[:, rows], key_positions[:, columns], weights, state.geometry
+            ),
+            scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
+            dropout=kwargs.get("dropout", 0.0),
+        )
+        return output, None
+    bias = method.bias(call.positions, key_positions, weights, state.geometry).to(query.dtype)
     native = kwargs.pop("position_bias", None)
     bias = bias if native is None else bias + native
     if base == "eager":

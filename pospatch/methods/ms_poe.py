@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class MsPoE(Scaling):
         kv_heads.
 
     Raises:
-        BadOption: max_ratio below min_ratio, or head_order is no permutation.
+        BadOption: max_ratio below min_ratio, first_layer beyond the last layer, or head_order is no permutation.
         UnsupportedHost: the layer has no rotary encoding.
     """
 
@@ -53,8 +53,16 @@ class MsPoE(Scaling):
         if self.max_ratio < self.min_ratio:
             raise BadOption(f"{self.name}: max_ratio={self.max_ratio:g} must be at least min_ratio={self.min_ratio:g}")
 
+    @classmethod
+    def example(cls, options: dict[str, Any], geometry: Geometry) -> dict[str, Any]:
+        return {**options, "first_layer": min(2, geometry.layers - 1)}
+
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
+        if self.first_layer >= geometry.layers:
+            raise BadOption(
+                f"{self.name}: first_layer={self.first_layer} leaves no layer of {geometry.layers}; give a lower first_layer="
+            )
         self.ratios(geometry)
 
     def ratios(self, geometry: Geometry) -> Tensor:
