@@ -1,0 +1,109 @@
+"""What happens beside the optimizer: metrics.jsonl, and a signal that ends the run where it can be resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+__all__ = ["MetricsFile", "StopOnSignal"]
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one JSON object a logged step: step, loss, perplexity, lr, grad norm, tokens seen and per second, memory, ETA."""
+
+    def __init__(self, path: Path, tokens_per_step: int) -> None:
+        self.path, self.tokens_per_step = path, tokens_per_step
+        self._begun = time.monotonic()
+        self._first_step = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._begun, self._first_step = time.monotonic(), state.global_step
+        if state.is_world_process_zero:
+            self.keep_until(state.global_step)
+
+    def keep_until(self, step: int) -> None:
+        """Drop what a resumed run will do again: lines of steps after the checkpoint."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
+        self.path.write_text("".join(line + "\n" for line in kept))
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        wanted = any(name == "loss" or name.startswith("eval_") for name in logs or ())
+        if not state.is_world_process_zero or not logs or not wanted:
+            return
+        done, seconds = state.global_step - self._first_step, time.monotonic() - self._begun
+        line: dict[str, Any] = {"step": state.global_step, **logs}
+        if "loss" in logs:
+            line |= {
+                "perplexity": math.exp(logs["loss"]) if logs["loss"] < 700 else None,
+                "tokens": state.global_step * self.tokens_per_step,
+                "tokens_per_second": round(done * self.tokens_per_step / seconds, 1) if seconds else None,
+                "seconds": round(seconds, 2),
+                "eta_seconds": round(seconds / done * (state.max_steps - state.global_step), 1) if done else None,
+                "peak_memory_gib": _peak_memory(),
+            }
+        with self.path.open("a") as file:
+            file.write(json.dumps({name: _finite(value) for name, value in line.items()}) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null, which a reader cannot overlook."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _peak_memory() -> float:
+    """GiB: of the GPU where there is one, of the process otherwise."""
+    if torch.cuda.is_available():
+        return round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGINT or SIGTERM: the step in progress ends, a checkpoint is saved, training stops. A second signal ends at once."""
+
+    def __init__(self) -> None:
+        self.caught: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._before = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Put the handlers of before back."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self.caught = number
+        self.restore()
+        print(f"{signal.Signals(number).name}: saving a checkpoint after this step, then ending", flush=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        self.caught = self._agreed(args)
+        if self.caught is not None and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def _agreed(self, args: Any) -> int | None:
+        """One decision for all processes: the signal may have reached them during different steps."""
+        if args.world_size == 1:
+            return self.caught
+        number = torch.tensor(self.caught or 0, device=args.device)
+        torch.distributed.all_reduce(number, op=torch.distributed.ReduceOp.MAX)
+        return int(number) or None

