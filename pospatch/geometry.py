@@ -46,6 +46,7 @@ class Geometry:
         scaling: factor on q.k before the softmax.
         rotation: the rotary encoding there now, or None.
         table: the trained table of positions without its offset rows, shape (rows, width), or None.
+        window: tokens that a query of this layer sees at most, itself included, or None where nothing limits it.
         grid: rows and columns of patches for a vision encoder, or None.
     """
 
@@ -60,6 +61,7 @@ class Geometry:
     scaling: float = 0.0
     rotation: Rotation | None = None
     table: torch.Tensor | None = None
+    window: int | None = None
     grid: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ class Survey:
             width=self.width,
             scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
             causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+            window=kwargs.get("sliding_window"),
         )
 
 
@@ -51,6 +52,7 @@ class Seen:
     width: int
     scaling: float
     causal: bool
+    window: int | None = None
 
 
 def survey(model: Any, sites: Sites) -> dict[str, Seen]:
@@ -146,6 +148,7 @@ def geometries(model: Any, sites: Sites, seen: dict[str, Seen]) -> dict[str, Geo
                 width=facts.width,
                 length=length,
                 causal=facts.causal,
+                window=facts.window,
                 scaling=facts.scaling,
                 rotation=_of_layer(native, config, layer),
                 table=table.weight.detach()[table.offset :].float() if table is not None else None,

@@ -158,6 +158,8 @@ class _Plan:
                     )
             if isinstance(method, Index):
                 self._check_index(method)
+            if isinstance(method, Bands):
+                self._check_bands(method)
         if self.partial and self.sites.tables:
             raise UnsupportedHost(
                 f"{self.clearing[0].name} with layers={self.clearing[0].layers}: the table of positions is added once, "
@@ -176,6 +178,21 @@ class _Plan:
         raise UnsupportedHost(
             f"{method.name} changes the positions that a table or the host's own rotary module reads, and {why}"
         )
+
+    def _check_bands(self, method: Bands) -> None:
+        """Refuse what would change nothing: no layer sees beyond the first band."""
+        kept, windows = set(), set()
+        for geometry in self.layers.values():
+            near = method.bands(geometry)[0]
+            if geometry.window is None or not near.stop or near.unit > 1 or near.amplitude != 1.0:
+                return
+            kept.add(near.stop)
+            windows.add(geometry.window)
+        if max(windows) <= min(kept):
+            raise UnsupportedHost(
+                f"{method.name} leaves the nearest {min(kept)} tokens as they are and no layer sees further than its sliding "
+                f"window of {max(windows)}; nothing would change"
+            )
 
     def _tables_read(self) -> bool:
         return bool(self.sites.tables) and (not self.clearing or "embedding" in self.slots)
