@@ -49,8 +49,8 @@ def inspect(model: Any) -> Inspection:
     """
     from pospatch.api import patch_of, unwrap
     from pospatch.checkpoint import adopt
+    from pospatch.engine._describe import describe
     from pospatch.engine._geometry import trained_length
-    from pospatch.engine._patch import describe
 
     target = unwrap(model)
     adopt(target)
@@ -79,7 +79,7 @@ def methods(model: Any = None) -> dict[str, dict[str, Any]]:
     catalogue = {name: _entry(name) for name in registry.names()}
     if model is not None:
         from pospatch.api import patch_of, unwrap
-        from pospatch.engine._patch import Trial
+        from pospatch.engine._trial import Trial
 
         trial = Trial(unwrap(model), patch_of(model))
         for name, entry in catalogue.items():

@@ -222,6 +222,6 @@ def options(method: str, model: Any) -> dict[str, Any]:
     """Options with which a method can be tried on a model, from the registry."""
     from pospatch import registry
     from pospatch.api import patch_of, unwrap
-    from pospatch.engine._patch import Trial
+    from pospatch.engine._trial import Trial
 
     return Trial(unwrap(model), patch_of(model)).example(registry.method_class(method))

@@ -10,7 +10,8 @@ import torch
 from pospatch.methods._base import Bands, Embedding, Index, Rotary
 
 if TYPE_CHECKING:
-    from pospatch.engine._patch import Patch, _Plan
+    from pospatch.engine._patch import Patch
+    from pospatch.engine._plan import Plan
 
 __all__ = ["base_fields", "write"]
 
@@ -23,7 +24,7 @@ def base_fields(model: Any) -> dict[str, Any]:
     return {name: copy.deepcopy(getattr(config, name)) for name in FIELDS if getattr(config, name, None) is not None}
 
 
-def write(model: Any, patch: Patch, plan: _Plan) -> bool:
+def write(model: Any, patch: Patch, plan: Plan) -> bool:
     """Write lengths and rotary parameters into the model's own configs; True where they say everything."""
     configs = [config for _, config in patch.configs]
     table = plan.slots.get("embedding")
@@ -46,7 +47,7 @@ def write(model: Any, patch: Patch, plan: _Plan) -> bool:
     return _write_rope(configs, plan, top)
 
 
-def _lengthen(configs: list[Any], patch: Patch, plan: _Plan) -> None:
+def _lengthen(configs: list[Any], patch: Patch, plan: Plan) -> None:
     """Promise in the config what the methods reach: evaluation tools cut inputs at this length."""
     found = (plan.top, plan.slots.get("score"), plan.slots.get("positions"))
     top = plan.top
@@ -56,7 +57,7 @@ def _lengthen(configs: list[Any], patch: Patch, plan: _Plan) -> None:
         _set_length(configs, length)
 
 
-def _length_is_the_trained_one(top: Rotary, plan: _Plan) -> bool:
+def _length_is_the_trained_one(top: Rotary, plan: Plan) -> bool:
     """True for transformers' "dynamic", which reads the trained length from max_position_embeddings itself."""
     native = top.rope_parameters(next(iter(plan.layers.values())))
     return native is not None and native["rope_type"] == "dynamic"
@@ -68,12 +69,12 @@ def _set_length(configs: list[Any], length: int) -> None:
             config.max_position_embeddings = length
 
 
-def _write_rope(configs: list[Any], plan: _Plan, top: Rotary) -> bool:
+def _write_rope(configs: list[Any], plan: Plan, top: Rotary) -> bool:
     """Set rope_parameters where transformers computes the very same frequencies from them."""
     written: dict[str | None, dict[str, Any]] = {}
     for path, geometry in plan.layers.items():
-        label = plan._label(path, geometry)
-        if label in written or not plan._scales(top, label):
+        label = plan.label(path, geometry)
+        if label in written or not plan.scales(top, label):
             continue
         source = plan.base[path] if top is plan.slots.get("rotation") else geometry
         native = top.rope_parameters(source)

@@ -89,7 +89,7 @@ def _reading(host_class: type) -> type:
 
 def _new(host_class: type) -> Any:
     made = _reading(host_class)
-    return made.__new__(made)
+    return object.__new__(made)
 
 
 def at_table(table: Table, method: Index, geometry: Geometry, undo: Undo) -> Reindex:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ class RNoPE(Rotary):
     Departs: the sliding windows of the paper are the host's own affair.
 
     Raises:
-        BadOption: head_dim is odd on a host without a rotary encoding.
+        BadOption: `every` is above the number of layers, or head_dim is odd on a host without a rotary encoding.
     """
 
     family: ClassVar[str] = "scaling"
@@ -37,8 +37,16 @@ class RNoPE(Rotary):
     every: int = integer(4)
     rope_theta: float | None = number(None, above=1.0, optional=True)
 
+    @classmethod
+    def example(cls, options: dict[str, Any], geometry: Geometry) -> dict[str, Any]:
+        return {**options, "every": min(4, geometry.layers)}
+
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
+        if self.every > geometry.layers:
+            raise BadOption(
+                f"{self.name}: every={self.every} chooses none of the {geometry.layers} layers; give a lower one"
+            )
         if geometry.rotation is None and geometry.head_dim % 2:
             raise BadOption(f"{self.name} turns pairs; head_dim={geometry.head_dim} is odd and must be even")
 

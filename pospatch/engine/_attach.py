@@ -1,0 +1,137 @@
+"""Carrying out a plan: sites cleared and filled, every change on the undo stack, the record written into the config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn as nn
+
+from pospatch.engine import _native, embedding, positions, rotation
+from pospatch.engine._config import own_configs
+from pospatch.engine._describe import site_rows
+from pospatch.engine._plan import Plan
+from pospatch.engine._seams import KEYWORD, carry
+from pospatch.engine._sites import stack_of
+from pospatch.engine._state import State
+from pospatch.engine._undo import Undo
+from pospatch.engine._view import view
+from pospatch.methods._base import Embedding, Index
+
+if TYPE_CHECKING:
+    from pospatch.engine._patch import Patch
+
+__all__ = ["carry_out"]
+
+RECORD_VERSION = 1
+
+
+def carry_out(plan: Plan, patch: Patch) -> None:
+    """Change the model as the plan says; what was done is on `patch.undo`, also where this raises half way."""
+    model, undo = plan.model, patch.undo
+    patch.trained_length = plan.trained_length()
+    patch.base = _native.base_fields(model)
+    patch.configs = own_configs(model, undo)
+    patch.sites = site_rows(plan)
+    table_method = plan.slots.get("embedding")
+    if plan.clearing and not isinstance(table_method, Embedding):
+        _clear_tables(plan, undo)
+    if isinstance(table_method, Embedding):
+        _fill_embedding(plan, table_method, patch)
+    if plan.by_module:
+        rotation.respin(model, plan.sites, plan.spectra(), undo)
+    elif plan.sites.rotary and plan.native_rotation_goes() and not plan.partial:
+        rotation.clear(plan.sites, undo)
+    if plan.clearing:
+        for module in plan.sites.bias.values():
+            undo.freeze(module.get_parameter("weight"))
+    _add_states(plan, patch)
+    _reindex(plan, patch)
+    patch.native = _native.write(model, patch, plan)
+    record = {
+        "version": RECORD_VERSION,
+        "native": patch.native,
+        "base": patch.base,
+        "stack": [{"method": method.name, **method.options()} for method in plan.stack],
+    }
+    for _, config in patch.configs:
+        if config is model.config:
+            vars(config)["pospatch"] = record
+    patch.snapshots = [dict(vars(config)) for _, config in patch.configs]
+
+
+def _clear_tables(plan: Plan, undo: Undo) -> None:
+    for table in plan.sites.tables:
+        embedding.clear(table, undo)
+        embedding.regrow(table.parent, plan.sites.host.buffers, embedding.UNBOUNDED, undo)
+
+
+def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
+    firsts = plan.firsts()
+    if plan.sites.tables:
+        for table in plan.sites.tables:
+            _, geometry = firsts[stack_of(table.path, plan.paired)]
+            key = (table.path, "weight")
+            rows = method.table(geometry)
+            patch.kept[key] = embedding.replace(table, rows, patch.undo, patch.kept.get(key))
+            embedding.regrow(table.parent, plan.sites.host.buffers, patch.kept[key].shape[0], patch.undo)
+        return
+    for path, geometry in firsts.values():
+        layer = _first_layer(plan.model, path)
+        key = (path, "table")
+        patch.kept[key] = embedding.add(layer, method.table(geometry), patch.undo, patch.kept.get(key))
+
+
+def _reindex(plan: Plan, patch: Patch) -> None:
+    method = plan.slots.get("positions")
+    if not isinstance(method, Index):
+        return
+    firsts = plan.firsts()
+    for table in plan.sites.tables if plan.tables_read() else ():
+        geometry = firsts[stack_of(table.path, plan.paired)][1].with_(length=table.rows)
+        patch.readers[table.path] = positions.at_table(table, method, geometry, patch.undo)
+        if length := method.target_length(geometry):
+            embedding.regrow(table.parent, plan.sites.host.buffers, length, patch.undo)
+    for path in plan.sites.rotary if plan.rotary_read() else ():
+        _, geometry = next(iter(firsts.values()))
+        patch.readers[path] = positions.at_rotary(plan.model, path, method, geometry, patch.undo)
+
+
+def _add_states(plan: Plan, patch: Patch) -> None:
+    for path, geometry in plan.layers.items():
+        module = plan.sites.attention[path]
+        acting = plan.acting(path, geometry)
+        still = (
+            plan.partial
+            and any(geometry.layer in m.chosen(geometry.layers) for m in plan.clearing)
+            and bool(plan.sites.rotary)
+        )
+        drop = bool(plan.clearing) and bool(plan.sites.bias)
+        if not acting and not still and not drop and not (plan.clearing and not plan.by_module):
+            continue
+        layout = plan.sites.host.layout if plan.base[path].rotation is not None else "half"
+        state = State(plan.seen_by(path, geometry), acting, layout=layout, drop_bias=drop, still=still)
+        _give_weights(plan, path, state, module, patch)
+        patch.undo.set_attribute(module, "config", view(module.config))
+        patch.undo.add_module(module, KEYWORD, state)
+        patch.undo.hook(module.register_forward_pre_hook(carry, with_kwargs=True))
+
+
+def _give_weights(plan: Plan, path: str, state: State, module: nn.Module, patch: Patch) -> None:
+    example = next(module.parameters())
+    for slot, method in state.methods.items():
+        for name, initial in method.weights(state.geometry).items():
+            key = (path, f"{slot}__{name}")
+            if key not in patch.kept:
+                dtype = example.dtype if example.dtype.is_floating_point else torch.float32
+                patch.kept[key] = nn.Parameter(initial.to(device=example.device, dtype=dtype))
+            state.register_parameter(key[1], patch.kept[key])
+
+
+def _first_layer(model: Any, path: str) -> nn.Module:
+    """The block of the first attention: the first ancestor that stands in a list of blocks."""
+    parts = path.split(".")
+    for end, part in enumerate(parts):
+        if part.isdigit():
+            return model.get_submodule(".".join(parts[: end + 1]))
+    return model.get_submodule(path)
