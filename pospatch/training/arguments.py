@@ -9,7 +9,7 @@ import json
 import sys
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -126,20 +126,27 @@ class _Training(TrainingArguments):
     per_device_eval_batch_size: int = field(default=1, metadata={"help": "windows per device"})
     logging_steps: float = field(default=1, metadata={"help": "steps between two lines of metrics.jsonl"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "replace NaN losses in the log"})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "trackers, as for transformers"})
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (the parser takes the second type)
+        default="none", metadata={"help": "trackers, as for transformers"}
+    )
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "bfloat16 arithmetic; default: where the GPU has it"}
     )
+    dataloader_pin_memory: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "default: where there is a GPU"}
+    )
 
     def __post_init__(self) -> None:
-        if self.bf16 is None:
-            on_gpu = torch.cuda.is_available() and not self.use_cpu and not self.fp16
-            self.bf16 = on_gpu and torch.cuda.is_bf16_supported()
-        if self.gradient_checkpointing and not self.gradient_checkpointing_kwargs:
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}  # the other form loses LoRA's gradients
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available() and not self.use_cpu
-        self.remove_unused_columns = False  # the data has no other columns, and the patched forward takes **kwargs
+        mine: Any = self
+        on_gpu = torch.cuda.is_available() and not mine.use_cpu
+        if mine.bf16 is None:
+            mine.bf16 = on_gpu and not mine.fp16 and torch.cuda.is_bf16_supported()
+        if mine.dataloader_pin_memory is None:
+            mine.dataloader_pin_memory = on_gpu
+        if not (mine.gradient_checkpointing_kwargs or mine.activation_checkpointing_kwargs):
+            mine.activation_checkpointing_kwargs = {"use_reentrant": False}  # the other form loses LoRA's gradients
+        mine.remove_unused_columns = False  # the data has no other columns, and the patched forward takes **kwargs
         super().__post_init__()
 
 
@@ -179,30 +186,31 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     parser = _Parser((*_OWN, _Training), allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
     given = list(sys.argv[1:] if argv is None else argv)
-    valid = {action.dest for action in parser._actions} - {"help"}
+    valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
     file = parser.parse_known_args(given)[0].config
-    values, unknown = parser.parse_known_args([*_tokens(file, valid - {"config"}), *given])
+    values, unknown = parser.parse_known_args([*_tokens(file, valid), *given])
     if unknown:
-        name = next((item for item in unknown if item.startswith("--")), unknown[0])
+        name = next((item for item in unknown if item.startswith("--")), None)
+        if name is None:
+            raise BadOptionType(f"{' '.join(unknown)!r} follows a flag that takes one value; put a value in quotes")
         bare = name.removeprefix("--").partition("=")[0].replace("-", "_")
         raise UnknownName(f"unknown flag {name!r}.{suggest(bare, valid)} See --help")
     chosen = {name: value for name, value in vars(values).items() if name != "config"}
     config = _plain(chosen)
     _check(chosen)
-    *own, training = parser.parse_dict(chosen)
-    return Arguments(*own, training, config)  # type: ignore[arg-type]
+    model, data, tune, run, training = parser.parse_dict(chosen)
+    return Arguments(model, data, tune, run, training, config)
 
 
-def _tokens(file: str | None, valid: set[str]) -> list[str]:
-    """A YAML file as the flags that say the same; an empty value leaves the default."""
+def _tokens(file: str | None, valid: dict[str, bool]) -> list[str]:
+    """A YAML file as the flags that say the same; an empty value leaves the default. `valid`: does a name take several?"""
     tokens: list[str] = []
     for name, value in _read(file).items():
         if name not in valid:
             raise UnknownName(f"{file}: unknown key {name!r}.{suggest(str(name), valid)} See --help for all names")
         if value is None:
             continue
-        many = isinstance(value, list) and not any(isinstance(item, dict | list) for item in value)
-        tokens += [f"--{name}", *(map(_word, value) if many and name != "patch" else [_word(value)])]
+        tokens += [f"--{name}", *(map(_word, value) if isinstance(value, list) and valid[name] else [_word(value)])]
     return tokens
 
 
@@ -249,14 +257,10 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         structure = _structure(name, kept.get(name))
         if isinstance(structure, dict | list):
             kept[name] = structure
-    stock = {item.name: _default(item) for item in fields(TrainingArguments)}
-    changed = {name: values[name] for name in stock if name in values and values[name] != stock[name]}
+    stock = vars(HfArgumentParser(TrainingArguments).parse_args([]))
+    changed = {name: values[name] for name in stock if values[name] != stock[name]}
     plain: dict[str, Any] = json.loads(json.dumps({**kept, **changed}, default=str))
     return {name: value for name, value in plain.items() if value is not None}
-
-
-def _default(item: Any) -> Any:
-    return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
 def _check(values: dict[str, Any]) -> None:

@@ -16,7 +16,6 @@ import yaml
 from transformers import Trainer, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-import pospatch
 from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, PospatchError
 from pospatch.training import data as packing
@@ -74,17 +73,18 @@ class _Trainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save:
+        if self.args.should_save and not self.is_fsdp_enabled:
             _save_patch(self.model, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / _TENSORS
-        if path.is_file():
+        if path.is_file() and not self.is_fsdp_enabled:  # whose own checkpoint holds every weight
             tuning.load_tensors(self.model if model is None else model, path)
 
 
 _TENSORS = "trained_patch.safetensors"
+_START = "start.json"  # what was there before the first step
 
 
 def _save_patch(model: Any, folder: Path) -> None:
@@ -117,14 +117,15 @@ class _Run:
         self.sliced = slices.install(self.model, arguments.tune.loss_slice)
         self.signals = StopOnSignal()
         self.trainer = self._trainer()
+        if self.trainer.is_fsdp_enabled and arguments.tune.tuning != "full":
+            raise BadOption("FSDP shards the weights that LoRA is merged into: use DDP, or tuning: full")
 
     def carry_out(self) -> dict[str, Any]:
         """All of it."""
         self._say_plan()
-        if self.main:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
         before = self._before()
+        if self.main:
+            (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
         started = time.monotonic()
         try:
             self.trainer.train(resume_from_checkpoint=self.checkpoint)
@@ -183,13 +184,19 @@ class _Run:
 
     def _before(self) -> dict[str, Any]:
         """Losses before the first step; a resumed run reads those of its own beginning."""
-        path = self.folder / "before.json"
-        if self.checkpoint is not None and path.is_file():
-            kept: dict[str, Any] = json.loads(path.read_text())
-            return kept
-        measured = self._evaluate("before training") if self.checkpoint is None else {}
-        self._write("before.json", measured)
-        return measured
+        facts = {"processes": self.arguments.training.world_size, "data": self.data.record}
+        if self.checkpoint is not None:
+            start: dict[str, Any] = json.loads((Path(self.checkpoint).parent / _START).read_text())
+            if changed := [name for name, value in facts.items() if start[name] != value]:
+                raise BadOption(
+                    f"{self.checkpoint} was made with another number of processes or other text: "
+                    + "; ".join(f"{name}: {start[name]!r} -> {facts[name]!r}" for name in changed)
+                )
+        else:
+            start = {**facts, "before": self._evaluate("before training")}
+        self._write(_START, start)
+        before: dict[str, Any] = start["before"]
+        return before
 
     def _evaluate(self, when: str) -> dict[str, Any]:
         """Loss and perplexity of the same last tokens at the base and at the target length."""
@@ -213,22 +220,20 @@ class _Run:
         """The model as `from_pretrained` reads it, in `model`; with LoRA merged, and the adapter alone in `adapter`."""
         if self.sliced is not None:
             self.sliced.remove()
+        trainer, folder = self.trainer, self.folder
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
         if self.arguments.tune.tuning == "lora":
-            self._save_adapter()
-        inner = unwrap(self.trainer.model)
-        inner.config.use_cache = self.use_cache  # the Trainer switches it off
-        if self.arguments.tune.tuning == "lora":
-            inner = self.trainer.accelerator.unwrap_model(self.trainer.model).merge_and_unload()
+            if self.main:
+                model.save_pretrained(folder / "adapter")
+                _save_patch(model, folder / "adapter")
+            model = model.merge_and_unload()
+        model.config.use_cache = self.use_cache  # the Trainer switches it off
         if self.main:
-            inner.save_pretrained(self.folder / "model")
-            self.built.tokenizer.save_pretrained(self.folder / "model")
-        self.trainer.accelerator.wait_for_everyone()
-        self._say(f"saved {self.folder / 'model'}")
-
-    def _save_adapter(self) -> None:
-        if self.main:
-            self.trainer.accelerator.unwrap_model(self.trainer.model).save_pretrained(self.folder / "adapter")
-            _save_patch(self.trainer.model, self.folder / "adapter")
+            model.save_pretrained(folder / "model", state_dict=state)
+            self.built.tokenizer.save_pretrained(folder / "model")
+        trainer.accelerator.wait_for_everyone()
+        self._say(f"saved {folder / 'model'}")
 
     def _say_plan(self) -> None:
         args, data = self.arguments.training, self.data.record
@@ -276,8 +281,9 @@ def _checkpoint(arguments: Arguments, folder: Path) -> str | None:
 
 
 def _same_run(config: dict[str, Any], path: Path) -> None:
-    if not path.is_file():
-        raise BadOption(f"{path} is missing, so it cannot be told whether the checkpoint belongs to this run")
+    for needed in (path, path.with_name(_START)):
+        if not needed.is_file():
+            raise BadOption(f"{needed} is missing, so it cannot be told whether the checkpoint belongs to this run")
     old = yaml.safe_load(path.read_text())
     changed = [
         f"{name}: {old.get(name)!r} -> {config.get(name)!r}"

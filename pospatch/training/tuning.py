@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import pospatch
 from pospatch.api import patch_of, unwrap
-from pospatch.errors import BadOption, BadOptionType, PospatchError
+from pospatch.errors import BadOption, BadOptionType, CheckpointError
 from pospatch.training.arguments import ModelArguments, TuneArguments, _structure
 
 __all__ = ["Built", "build", "load_tensors", "own_tensors", "prepare", "resolve", "tokenizer_for"]
@@ -139,14 +139,13 @@ def load_tensors(model: Any, path: Path) -> None:
     """Copy a file of the patch's tensors into a model, all of them.
 
     Raises:
-        PospatchError: the file and the model do not name the same tensors.
+        CheckpointError: the file and the patch do not name the same tensors.
     """
     from safetensors.torch import load_file
 
     stored, wanted = load_file(path), own_tensors(model)
     if set(stored) != set(wanted):
-        raise PospatchError(f"{path} holds {sorted(stored)[:3]} ..., the patch has {sorted(wanted)[:3]} ...")
+        raise CheckpointError(f"{path} holds {sorted(stored)[:3]} ..., the patch has {sorted(wanted)[:3]} ...")
     with torch.no_grad():
         for name, value in stored.items():
-            target: Tensor = wanted[name]
-            target.copy_(value)
+            wanted[name].copy_(value)
