@@ -10,9 +10,17 @@ Names are resolved when first used, so that importing pospatch is quick and chan
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from pospatch._on_import import when_imported
+
+if TYPE_CHECKING:
+    from pospatch.api import apply, remove
+    from pospatch.checkpoint import from_pretrained
+    from pospatch.errors import PospatchError
+    from pospatch.inspection import hosts, inspect, methods
+    from pospatch.registry import register
 
 __version__ = "0.1.0"
 
@@ -26,7 +34,29 @@ _NAMES = {
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }
-__all__ = [*_NAMES, "__version__"]
+__all__ = [
+    "PospatchError",
+    "__version__",
+    "apply",
+    "from_pretrained",
+    "hosts",
+    "inspect",
+    "methods",
+    "register",
+    "remove",
+]
+
+
+class _Catalogue(ModuleType):
+    """A subpackage that also answers when it is called, since it shares its name with a public function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(_NAMES[name]), name)(*args, **kwargs)
+
+
+for _shared in ("methods", "hosts"):  # importing a subpackage sets it on this package, over anything of the same name
+    importlib.import_module(f"pospatch.{_shared}").__class__ = _Catalogue
 
 
 def _register_model_type() -> None:

@@ -713,7 +713,7 @@ def test_rotations_of_their_own_work_where_nothing_rotates(name: str) -> None:
         x = method.rotate(random(1, 4, 3, 64), torch.arange(3)[None], "query", method.weights(bare), bare)
         assert x.isfinite().all()
         assert not torch.equal(x[:, :, 1], x[:, :, 2])
-    odd = Geometry(heads=3, head_dim=33, width=99, length=64, grid=(4, 5))
+    odd = Geometry(heads=3, head_dim=33, width=99, length=64, layers=8, grid=(4, 5))
     if name != "pope":  # the polar form turns single dimensions
         with pytest.raises(BadOption, match="head_dim"):
             method.fits(odd)

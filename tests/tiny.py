@@ -24,7 +24,8 @@ _ROTARY = {**_SIZE, "num_key_value_heads": 2, "max_position_embeddings": LENGTH,
 _BERT = {**_SIZE, "max_position_embeddings": LENGTH, "pad_token_id": 0}
 
 
-def _llama(**changes: Any) -> Any:
+def llama(**changes: Any) -> Any:
+    """A llama with some fields of its config changed."""
     return tf.LlamaForCausalLM(tf.LlamaConfig(**{**_ROTARY, **changes}))
 
 
@@ -66,6 +67,7 @@ def _neox() -> Any:
         tf.GPTNeoXConfig(
             **{**_SIZE, "hidden_size": 64},
             max_position_embeddings=LENGTH,
+            pad_token_id=0,
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
         )
     )
@@ -165,7 +167,7 @@ def _bart() -> Any:
 
 
 HOSTS: dict[str, Callable[[], Any]] = {
-    "llama": _llama,
+    "llama": llama,
     "gpt2": _gpt2,
     "bert": _bert,
     "gpt_neox": _neox,
@@ -192,7 +194,14 @@ SEQ2SEQ = ["t5", "bart"]
 def build(name: str, seed: int = 0, attention: str | None = None) -> Any:
     """A tiny model in evaluation mode with loud random weights, the same for the same seed."""
     torch.manual_seed(seed)
-    model = HOSTS[name]()
+    model = spread(HOSTS[name](), seed)
+    if attention is not None:
+        model.set_attn_implementation(attention)
+    return model
+
+
+def spread(model: Any, seed: int = 0) -> Any:
+    """Loud random weights, the same for the same seed; evaluation mode."""
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter_name, value in model.named_parameters():
@@ -200,10 +209,21 @@ def build(name: str, seed: int = 0, attention: str | None = None) -> Any:
                 value.normal_(0.0, 0.25, generator=generator)
             elif "sinks" in parameter_name:
                 value.normal_(0.0, 1.0, generator=generator)
-    model = model.eval()
-    if attention is not None:
-        model.set_attn_implementation(attention)
-    return model
+    return model.eval()
+
+
+def without(name: str, field: str) -> Callable[[], Any]:
+    """Builds the same model with one field of its config switched off: no cap, no window, the usual scaling."""
+
+    def made() -> Any:
+        config = HOSTS[name]().config
+        usual = {"attention_multiplier": (config.hidden_size // config.num_attention_heads) ** -0.5}
+        setattr(config, field, usual.get(field))
+        if field == "sliding_window" and getattr(config, "layer_types", None):
+            config.layer_types = ["full_attention"] * config.num_hidden_layers
+        return spread(type(HOSTS[name]())(config))
+
+    return made
 
 
 def ids(batch: int = 1, length: int = 20, seed: int = 5) -> torch.Tensor:

@@ -143,8 +143,8 @@ def _attention(base: str) -> Callable[..., Any]:
 
 def _refuse(base: str) -> Callable[..., Any]:
     def refused(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        call: Call | None = kwargs.get(KEYWORD)
-        what = sorted(method.name for method in call.state.methods.values()) if call is not None else "this patch"
+        call: Any = kwargs.get(KEYWORD)
+        what = sorted(method.name for method in call.state.methods.values()) if isinstance(call, Call) else "pospatch"
         raise UnsupportedHost(
             f"{what} runs with attn_implementation in {BASES}, got {base!r}; call model.set_attn_implementation('sdpa')"
         )

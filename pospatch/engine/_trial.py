@@ -34,11 +34,11 @@ class Trial:
         required = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING]
         return cls.example(dict.fromkeys(required, 2), next(iter(self.layers.values())))
 
-    def reason(self, name: str) -> str | None:
-        """Why the method cannot be applied, or None where it can."""
+    def reason(self, name: str, options: dict[str, Any] | None = None) -> str | None:
+        """Why the method cannot be applied, with its example options where none are given, or None where it can."""
         cls = registry.method_class(name)
         try:
-            method = cls.from_options(self.example(cls))
+            method = cls.from_options(self.example(cls) if options is None else options)
             plan = Plan(self.model, self.sites, merge(self.stack, [method]), self.layers)
             plan.check()
             plan.rehearse()

@@ -2,6 +2,7 @@ import math
 
 from tests.oracles._rotary import standing
 
+BATTERY = {"fraction": 1.0}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"clip": "hard"}, {"fraction": 0.0}, {"fraction": 1.0}]
 REFERENCE = [
     ({"head_dim": 128}, {}, "mask_43", "1.0"),

@@ -1,5 +1,6 @@
 from tests.oracles._rotary import banded
 
+BATTERY = {"chunk_size": 8, "local_size": 2}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"chunk_size": 9, "local_size": 2}, {"chunk_size": 12, "local_size": 0, "attention_factor": 1.1}]
 _COUNT = "24 23 22 21 20 19 18 17 16 15 14 13 12 11 10 9 8 7 6 5"
 REFERENCE = [

@@ -1,5 +1,6 @@
 import math
 
+BATTERY = {"original_max_position_embeddings": 8}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"original_max_position_embeddings": 16}]
 REFERENCE = [({"length": 4096}, {}, "at 16383", "1.1666667"), ({"length": 4096}, {}, "at 4095", "1.0")]
 

@@ -2,6 +2,7 @@ import torch
 
 from tests.oracles._rotary import rotate_all, spectrum
 
+BATTERY = {"rope_theta": 500.0}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"mrope_interleaved": True}, {"rope_theta": 500.0}]
 
 

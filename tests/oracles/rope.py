@@ -1,5 +1,6 @@
 from tests.oracles._rotary import spectrum
 
+BATTERY = {"rope_theta": 500.0}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"rope_theta": 500.0}, {"partial_rotary_factor": 0.5}]
 
 

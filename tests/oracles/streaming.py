@@ -2,6 +2,7 @@
 
 from tests.oracles._rotary import banded
 
+BATTERY = {"sinks": 2, "window": 8}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"sinks": 2, "window": 5}, {"sinks": 0, "window": 7}]
 
 

@@ -1,5 +1,6 @@
 import math
 
+BATTERY = {"floor_scale": 4}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"attn_scale": 0.3, "floor_scale": 16}]
 REFERENCE = [
     ({}, {}, "at 0", "1.0"),

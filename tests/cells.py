@@ -1,0 +1,102 @@
+"""Pairs of a method and a tiny host for the battery: which fit, on which stack, and which are refused.
+
+All is read from the registries, so that a new method or host is tested without editing a test.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+
+import pospatch
+from pospatch import registry
+from pospatch.engine._trial import Trial
+from pospatch.methods._base import Method
+from tests import tiny
+
+REFERENCE = ("llama", "gpt2", "bert")
+
+Stack = list[tuple[str, dict[str, Any]]]
+
+
+@cache
+def _trials(host: str) -> tuple[Trial, Trial | None]:
+    """Trials on the host as it is, and with `rope` on it where it has no rotary encoding of its own."""
+    bare = tiny.build(host)
+    first = Trial(bare, None)
+    if first.sites.rotary:
+        return first, None
+    turned = pospatch.apply(tiny.build(host), "rope")
+    return first, Trial(turned, vars(turned)["_pospatch"])
+
+
+@cache
+def stack(host: str, method: str) -> tuple[tuple[str, tuple[Any, ...]], ...] | str:
+    """What puts the method on the host, alone or on top of `rope`; or the reason why nothing does."""
+    bare, turned = _trials(host)
+    example = tuple({**bare.example(registry.method_class(method)), **battery(method)}.items())
+    reason = bare.reason(method, dict(example))
+    if reason is None:
+        return ((method, example),)
+    if turned is not None and turned.reason(method, dict(example)) is None:
+        return (("rope", ()), (method, example))
+    return reason
+
+
+def battery(method: str) -> dict[str, Any]:
+    """Options under which the method acts on a few tokens, where its oracle names some."""
+    name = f"tests.oracles.{method}"
+    return getattr(importlib.import_module(name), "BATTERY", {}) if find_spec(name) else {}
+
+
+def fits(host: str, method: str) -> bool:
+    """True where the pair can work."""
+    return not isinstance(stack(host, method), str)
+
+
+def kinds() -> list[str]:
+    """One method of each kind: what the engine tells apart."""
+    chosen: dict[Any, str] = {}
+    for name in registry.names():
+        cls = registry.method_class(name)
+        kind = next(base for base in cls.__mro__ if base.__module__ == Method.__module__)
+        dynamic = not cls.exact_decode
+        chosen.setdefault((kind, cls.slot, dynamic, getattr(cls, "spectral", None), cls.clears), name)
+    return sorted(chosen.values())
+
+
+def cells(everything: bool) -> list[tuple[str, str]]:
+    """(host, method): every method on the reference hosts, one of each kind on the others; or all pairs."""
+    return [
+        (host, method)
+        for host in tiny.HOSTS
+        for method in (registry.names() if everything or host in REFERENCE else kinds())
+    ]
+
+
+def apply(model: Any, host: str, method: str) -> Any:
+    """Patch a model with a pair that fits, its learned tensors loud, so that each one matters."""
+    chosen = stack(host, method)
+    assert not isinstance(chosen, str), chosen
+    pospatch.apply(model, [(name, dict(options)) for name, options in chosen])
+    return spice(model)
+
+
+def spice(model: Any, seed: int = 9) -> Any:
+    """Move the patch's learned tensors away from a start that may be the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    learned = set(pospatch.inspect(model).weights)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name in learned:
+                value.add_(torch.randn(value.shape, generator=generator) * 0.2)
+    return model
+
+
+def patched(host: str, method: str, attention: str | None = None, seed: int = 0) -> Any:
+    """A tiny model with the pair on it, in evaluation mode."""
+    return apply(tiny.build(host, seed=seed, attention=attention), host, method)
