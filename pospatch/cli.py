@@ -78,18 +78,16 @@ def methods(
 
     Examples: [b]pospatch methods[/b], [b]pospatch methods yarn[/b], [b]pospatch methods smollm2-135m[/b]
     """
-    import pospatch
-    from pospatch import registry
-    from pospatch.inspection import catalogue_markdown
+    from pospatch import inspection, registry
 
     if markdown:
         if name_or_model or as_json:
             raise BadOption("--markdown prints the whole catalogue and goes with no name, model or --json")
-        return typer.echo(catalogue_markdown(), nl=False)
+        return typer.echo(inspection.catalogue_markdown(), nl=False)
     if name_or_model in registry.names():
         return _describe(str(name_or_model), as_json)
     loaded = _load(name_or_model, auto, "auto", also=registry.names()) if name_or_model else None
-    catalogue = pospatch.methods(loaded)
+    catalogue = inspection.methods(loaded)
     if as_json:
         return typer.echo(json.dumps(catalogue, indent=2))
     table = Table(title="methods" if loaded is None else f"methods for {name_or_model}")
@@ -110,15 +108,14 @@ def hosts(
 
     Example: [b]pospatch hosts[/b]
     """
-    import pospatch
-    from pospatch.inspection import hosts_markdown
+    from pospatch import inspection
 
     if markdown:
-        return typer.echo(hosts_markdown(), nl=False)
+        return typer.echo(inspection.hosts_markdown(), nl=False)
     if as_json:
-        return typer.echo(json.dumps(pospatch.hosts(), indent=2))
+        return typer.echo(json.dumps(inspection.hosts(), indent=2))
     table = Table("model_type", "wiring", title="families")
-    for family, wiring in pospatch.hosts().items():
+    for family, wiring in inspection.hosts().items():
         table.add_row(family, wiring)
     out.print(table)
 
@@ -313,12 +310,10 @@ def _rows(rows: list[dict[str, Any]]) -> None:
 def _describe(name: str, as_json: bool) -> None:
     from inspect import cleandoc
 
-    import pospatch
+    from pospatch import inspection, registry
 
     if as_json:
-        return typer.echo(json.dumps({name: pospatch.methods()[name]}, indent=2))
-    from pospatch import registry
-
+        return typer.echo(json.dumps({name: inspection.methods()[name]}, indent=2))
     method = registry.method_class(name)
     out.print(f"[b]{name}[/b]  ({method.family}, site: {method.slot}, needs: {method.needs})\n")
     out.print(cleandoc(method.__doc__ or ""), markup=False)
