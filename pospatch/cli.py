@@ -4,19 +4,38 @@ from __future__ import annotations
 
 import ast
 import json
+from collections.abc import Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
-from pospatch.errors import BadOption, PospatchError
-from pospatch.inspection import catalogue_markdown
+from pospatch.errors import BadOption, PospatchError, suggest
 
 __all__ = ["app", "main"]
 
+
+class _Commands(TyperGroup):
+    """Errors of pospatch are one message on stderr and exit code 1; an interrupted command ends with 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PospatchError as error:
+            typer.echo(f"{type(error).__name__}: {error}", err=True)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            kept = ctx.invoked_subcommand == "evaluate"  # which keeps finished cells beside its output
+            typer.echo("interrupted" + ("; the same command goes on from here" if kept else ""), err=True)
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -24,20 +43,23 @@ app = typer.Typer(
 )
 out = Console(highlight=False)
 
-ModelPath = Annotated[str, typer.Argument(help="Folder or Hub repository of a model.")]
+ModelPath = Annotated[
+    str, typer.Argument(help="Folder or Hub repository of a model, or smollm2-135m (from the package registry).")
+]
 AutoClass = Annotated[str, typer.Option("--auto", help="Auto class that loads the model.")]
 Options = Annotated[
     list[str], typer.Option("--option", "-o", help="Option of the method, NAME=VALUE; repeat for more.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DataType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @app.command()
 def inspect(model: ModelPath, auto: AutoClass = "AutoModel", as_json: AsJson = False) -> None:
     """Show what positional mechanism a model has, where, and how long it was trained for.
 
-    Example: [b]pospatch inspect ./smollm2 --auto AutoModelForCausalLM[/b]
+    Examples: [b]pospatch inspect smollm2-135m[/b], [b]pospatch inspect ./model --json[/b]
     """
     import pospatch
 
@@ -54,17 +76,18 @@ def methods(
 ) -> None:
     """List the methods, describe one, or say which fit a model and why the others do not.
 
-    Examples: [b]pospatch methods[/b], [b]pospatch methods yarn[/b], [b]pospatch methods ./smollm2[/b]
+    Examples: [b]pospatch methods[/b], [b]pospatch methods yarn[/b], [b]pospatch methods smollm2-135m[/b]
     """
-    import pospatch
-    from pospatch import registry
+    from pospatch import inspection, registry
 
-    if name_or_model in registry.names():
-        return _describe(str(name_or_model))
-    loaded = _load(name_or_model, auto, "auto") if name_or_model else None
-    catalogue = pospatch.methods(loaded)
     if markdown:
-        return typer.echo(catalogue_markdown(), nl=False)
+        if name_or_model or as_json:
+            raise BadOption("--markdown prints the whole catalogue and goes with no name, model or --json")
+        return typer.echo(inspection.catalogue_markdown(), nl=False)
+    if name_or_model in registry.names():
+        return _describe(str(name_or_model), as_json)
+    loaded = _load(name_or_model, auto, "auto", also=registry.names()) if name_or_model else None
+    catalogue = inspection.methods(loaded)
     if as_json:
         return typer.echo(json.dumps(catalogue, indent=2))
     table = Table(title="methods" if loaded is None else f"methods for {name_or_model}")
@@ -73,6 +96,27 @@ def methods(
     for name, entry in catalogue.items():
         last = entry["source"] if loaded is None else "yes" if entry["fits"] else f"no: {entry['reason']}"
         table.add_row(name, entry["family"], entry["site"], entry["needs"], last)
+    out.print(table)
+
+
+@app.command()
+def hosts(
+    as_json: AsJson = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table as the README has it.")] = False,
+) -> None:
+    """List the model families that can be patched.
+
+    Example: [b]pospatch hosts[/b]
+    """
+    from pospatch import inspection
+
+    if markdown:
+        return typer.echo(inspection.hosts_markdown(), nl=False)
+    if as_json:
+        return typer.echo(json.dumps(inspection.hosts(), indent=2))
+    table = Table("model_type", "wiring", title="families")
+    for family, wiring in inspection.hosts().items():
+        table.add_row(family, wiring)
     out.print(table)
 
 
@@ -87,13 +131,13 @@ def apply(
 ) -> None:
     """Patch a model and save it; the tokenizer is copied along.
 
-    Example: [b]pospatch apply ./smollm2 yarn -o factor=2 --output ./smollm2-16k[/b]
+    Example: [b]pospatch apply smollm2-135m yarn -o factor=2 --output ./smollm2-16k[/b]
     """
     import pospatch
 
-    patched = pospatch.apply(
-        _load(model, auto, dtype), method.split("+") if "+" in method else method, **_options(option)
-    )
+    if output.exists() and not output.is_dir():
+        raise BadOption(f"--output {output} is a file; give a folder")
+    patched = _patched(_load(model, auto, dtype), method, option)
     patched.save_pretrained(output)
     tokenizer = _tokenizer(model)
     if tokenizer is not None:
@@ -111,8 +155,8 @@ def evaluate(
     task: Annotated[str, typer.Argument(help="perplexity or passkey.")],
     lengths: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")],
     text: Annotated[
-        str, typer.Option(help="A text file, or a text of pospatch.assets (kjv, topics, persuasion).")
-    ] = "kjv",
+        str | None, typer.Option(help="For perplexity: a text file or a name (kjv, topics, persuasion); default kjv.")
+    ] = None,
     method: Annotated[str | None, typer.Option(help="Method to apply first, or several joined by +.")] = None,
     option: Options = [],  # noqa: B006
     set_: Annotated[list[str], typer.Option("--set", help="Option of the task, NAME=VALUE.")] = [],  # noqa: B006
@@ -122,23 +166,24 @@ def evaluate(
     """Measure a model on long context; writes JSON and a picture side by side and goes on where it was interrupted.
 
     Examples:
-    [b]pospatch evaluate ./smollm2 perplexity --lengths 16384 --method yarn -o factor=2[/b]
-    [b]pospatch evaluate ./smollm2 passkey --lengths 4096,10240 --set depths=3 --set trials=1[/b]
+    [b]pospatch evaluate smollm2-135m perplexity --lengths 16384 --method yarn -o factor=2[/b]
+    [b]pospatch evaluate ./model passkey --lengths 4096,10240 --set depths=3 --set trials=1[/b]
     """
-    import pospatch
-    from pospatch import assets
     from pospatch import evaluate as tasks
 
+    if task not in tasks.tasks():
+        raise BadOption(f"unknown task {task!r}.{suggest(task, tasks.tasks())} Tasks: {', '.join(tasks.tasks())}")
+    keywords: dict[str, Any] = {"lengths": _lengths(lengths), "path": output, **_options(set_, "--set")}
+    keywords |= _text_of(task, text)
+    if option and method is None:
+        raise BadOption(f"-o {option[0]} is an option of a method: say which with --method")
+    tokenizer = _tokenizer(model, needed=True)
     loaded = _load(model, "AutoModelForCausalLM", dtype)
     if method is not None:
-        pospatch.apply(loaded, method.split("+") if "+" in method else method, **_options(option))
-    keywords: dict[str, Any] = {"lengths": [int(item) for item in lengths.split(",")], "path": output, **_options(set_)}
-    if task == "perplexity":
-        keywords["text"] = assets.text(text)
-    result = tasks.run(task, loaded, _tokenizer(model), **keywords)
-    result.save(output)
+        _patched(loaded, method, option)
+    result = tasks.run(task, loaded, tokenizer, **keywords)
     _rows(result.rows)
-    out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}")
+    out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
 
 
 @app.command()
@@ -156,46 +201,97 @@ def demo(
 
 
 def main() -> None:
-    """Entry point: errors of pospatch are shown as one message, without a traceback."""
-    try:
-        app()
-    except PospatchError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[red]{type(error).__name__}[/red]: ", end="")
-        typer.echo(str(error), err=True)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted; results written so far stay, and the same command goes on from them", err=True)
-        raise SystemExit(130) from None
+    """Entry point."""
+    app()
 
 
-def _load(path: str | None, auto: str, dtype: str) -> Any:
+def _load(path: str | None, auto: str, dtype: str, also: Sequence[str] = ()) -> Any:
+    """A model ready to be measured; `also` are names that may have been meant instead of a path."""
     import transformers
 
     import pospatch
 
     auto_class = getattr(transformers, auto, None)
-    if auto_class is None or not auto.startswith("Auto"):
-        raise BadOption(f"--auto={auto} must name an Auto class of transformers, e.g. AutoModelForCausalLM")
-    return pospatch.from_pretrained(auto_class, path, dtype=dtype).eval()
+    if auto_class is None or not auto.startswith("AutoModel"):
+        raise BadOption(f"--auto={auto} must name an AutoModel class of transformers, e.g. AutoModelForCausalLM")
+    if dtype not in _DTYPES:
+        raise BadOption(f"--dtype={dtype} must be one of {', '.join(_DTYPES)}")
+    _check_folder(path)
+    try:
+        return pospatch.from_pretrained(auto_class, _resolved(path), dtype=dtype).eval()
+    except PospatchError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        hint = suggest(str(path), also)
+        raise BadOption(
+            f"no model could be loaded from {path!r} with {auto}.{hint} transformers says: {reason}"
+        ) from None
 
 
-def _tokenizer(path: str) -> Any:
+def _tokenizer(path: str, needed: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(_resolved(path))
     except (OSError, ValueError) as error:
-        typer.echo(f"no tokenizer at {path} ({type(error).__name__}); only the model is used", err=True)
+        if needed:
+            raise BadOption(
+                f"no tokenizer could be loaded from {path!r}, and a text is read with one: {' '.join(str(error).split())}"
+            ) from None
+        typer.echo(f"no tokenizer at {path} ({type(error).__name__}); only the model is saved", err=True)
         return None
 
 
-def _options(items: list[str]) -> dict[str, Any]:
+def _check_folder(path: str | None) -> None:
+    """A path that cannot be a repository gets a plain message instead of the Hub's."""
+    if path is not None and path.startswith(("/", "./", "../", "~")) and not Path(path).expanduser().is_dir():
+        raise BadOption(f"there is no folder {path}; give a folder with a model, or a Hub repository")
+
+
+def _resolved(path: str | None) -> Any:
+    from pospatch import assets
+
+    if path is None or not path.startswith("~"):
+        return path and assets.model(path)
+    return str(Path(path).expanduser())
+
+
+def _patched(model: Any, method: str, options: list[str]) -> Any:
+    import pospatch
+
+    return pospatch.apply(model, method.split("+") if "+" in method else method, **_options(options))
+
+
+def _lengths(words: str) -> list[int]:
+    try:
+        return [int(word) for word in words.split(",")]
+    except ValueError:
+        raise BadOption(f"--lengths={words} must be integers separated by commas, e.g. 4096,16384") from None
+
+
+def _text_of(task: str, text: str | None) -> dict[str, Any]:
+    """The text as a keyword of a task that reads one; naming one for another task is an error."""
+    from pospatch import assets
+
+    if task == "perplexity":
+        return {"text": assets.text(text or "kjv")}
+    if text is not None:
+        raise BadOption(f"--text={text} would be ignored: {task} reads no text of yours")
+    return {}
+
+
+def _options(items: list[str], flag: str = "-o") -> dict[str, Any]:
     """NAME=VALUE pairs; a value is read as a Python literal where it is one, else as a word."""
     options: dict[str, Any] = {}
     for item in items:
         name, equals, value = item.partition("=")
-        if not equals:
-            raise BadOption(f"option {item!r} must be NAME=VALUE, e.g. -o factor=2")
+        if not equals or not name.isidentifier():
+            raise BadOption(
+                f"{flag} {item} must be NAME=VALUE, e.g. {flag} {'factor=2' if flag == '-o' else 'bucket=1024'}"
+            )
+        if name in options:
+            raise BadOption(f"{flag} {name} is given twice")
         try:
             options[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -204,22 +300,27 @@ def _options(items: list[str]) -> dict[str, Any]:
 
 
 def _rows(rows: list[dict[str, Any]]) -> None:
-    table = Table(*rows[0]) if rows else Table()
+    table = Table(*(name for name in rows[0] if name != "answers"))
     for row in rows:
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()))
+        shown = [value for name, value in row.items() if name != "answers"]
+        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in shown))
     out.print(table)
 
 
-def _describe(name: str) -> None:
-    from dataclasses import fields
+def _describe(name: str, as_json: bool) -> None:
+    from inspect import cleandoc
 
-    from pospatch import registry
+    from pospatch import inspection, registry
 
+    if as_json:
+        return typer.echo(json.dumps({name: inspection.methods()[name]}, indent=2))
     method = registry.method_class(name)
     out.print(f"[b]{name}[/b]  ({method.family}, site: {method.slot}, needs: {method.needs})\n")
-    out.print(method.__doc__ or "", markup=False)
+    out.print(cleandoc(method.__doc__ or ""), markup=False)
+    out.print("\nOptions:")
     for item in fields(method):
-        out.print(f"  {item.name}: {item.type} = {item.default if item.default is not None else 'None'}", markup=False)
+        default = "required" if item.default is MISSING else f"default {item.default}"
+        out.print(f"  {item.name} ({item.type}): {default}", markup=False)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from pospatch import registry
 
-__all__ = ["Inspection", "catalogue_markdown", "hosts", "inspect", "methods"]
+__all__ = ["Inspection", "catalogue_markdown", "hosts", "hosts_markdown", "inspect", "methods"]
 
 
 @dataclass
@@ -90,7 +90,6 @@ def methods(model: Any = None) -> dict[str, dict[str, Any]]:
 
 def _entry(name: str) -> dict[str, Any]:
     method = registry.method_class(name)
-    first = (method.__doc__ or "").strip().splitlines()[0]
     return {
         "family": method.family,
         "site": method.slot,
@@ -98,8 +97,13 @@ def _entry(name: str) -> dict[str, Any]:
         "causal_only": method.causal_only,
         "exact_decode": method.exact_decode,
         "source": method.source,
-        "summary": first,
+        "summary": _summary(method.__doc__ or ""),
     }
+
+
+def _summary(doc: str) -> str:
+    """The first paragraph on one line."""
+    return " ".join(doc.strip().split("\n\n")[0].split())
 
 
 def catalogue_markdown() -> str:
@@ -117,6 +121,15 @@ def hosts() -> dict[str, str]:
     from pospatch.hosts import HOSTS
 
     return {family: host.wiring for host in HOSTS for family in host.families}
+
+
+def hosts_markdown() -> str:
+    """The families as a Markdown table, a row a wiring, in the order of the registry; the README holds exactly this."""
+    from pospatch.hosts import HOSTS
+
+    rows = ["| wiring | families (`model_type`) | note |", "|---|---|---|"]
+    rows += [f"| {host.wiring} | {', '.join(host.families)} | {host.note} |" for host in HOSTS]
+    return "\n".join(rows) + "\n"
 
 
 def _table(seen: Inspection) -> str:

@@ -1,7 +1,7 @@
 """A real model and long texts that install from a package registry: fetched once, cached, then read offline."""
 
 from pospatch.assets._fetch import cache_directory
-from pospatch.assets._smollm2 import smollm2
+from pospatch.assets._smollm2 import model, smollm2
 from pospatch.assets._texts import text, texts
 
-__all__ = ["cache_directory", "smollm2", "text", "texts"]
+__all__ = ["cache_directory", "model", "smollm2", "text", "texts"]

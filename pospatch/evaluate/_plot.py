@@ -126,8 +126,8 @@ def _mark_trained_length(axes: Axes, results: Sequence[Result]) -> None:
         return
     axes.axvline(trained, color=_GREY, ls="--", lw=1)
     axes.annotate(
-        f"trained to {trained}", (trained, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
-        textcoords="offset points", fontsize=8, color=_GREY, rotation=90, va="bottom",
+        f"trained to {trained}", (trained, 0.98), xycoords=("data", "axes fraction"), xytext=(4, 0),
+        textcoords="offset points", fontsize=8, color=_GREY, rotation=90, va="top",
     )  # fmt: skip
 
 

