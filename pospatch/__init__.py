@@ -10,6 +10,8 @@ Names are resolved when first used, so that importing pospatch is quick and chan
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import Any
 
 from pospatch._on_import import when_imported
@@ -29,8 +31,28 @@ _NAMES = {
 __all__ = [*_NAMES, "__version__"]
 
 
+class _CallableModule(ModuleType):
+    """A folder of files that shares its name with a public function: calling the one calls the other."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        name = self.__name__.rpartition(".")[2]
+        return getattr(importlib.import_module(_NAMES[name]), name)(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    """Python binds `pospatch.methods` to the subpackage as soon as anything in it is imported; the name stays callable."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _NAMES and isinstance(value, ModuleType):
+            value.__class__ = _CallableModule
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def _register_model_type() -> None:
-    importlib.import_module("pospatch.checkpoint._config").register()
+    importlib.import_module("pospatch.checkpoint._config")  # registers at its end, also where its own import led here
 
 
 # AutoModel* learns our checkpoints as soon as transformers' registry of models is there, which may be now, later or never
