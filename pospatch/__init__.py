@@ -60,7 +60,7 @@ for _shared in ("methods", "hosts"):  # importing a subpackage sets it on this p
 
 
 def _register_model_type() -> None:
-    importlib.import_module("pospatch.checkpoint._config").register()
+    importlib.import_module("pospatch.checkpoint._config")  # registers at its end, also where its own import led here
 
 
 # AutoModel* learns our checkpoints as soon as transformers' registry of models is there, which may be now, later or never

@@ -28,20 +28,21 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name:
             return None
-        sys.meta_path.remove(self)
         spec = PathFinder.find_spec(fullname, path)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.action)
+            spec.loader = _Loader(spec.loader, self)  # the finder stays until the import: a spec may only be looked at
         return spec
 
 
 class _Loader(Loader):
-    def __init__(self, inner: Loader, action: Callable[[], None]) -> None:
-        self.inner, self.action = inner, action
+    def __init__(self, inner: Loader, finder: _Finder) -> None:
+        self.inner, self.finder = inner, finder
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.inner.exec_module(module)
-        self.action()
+        if self.finder in sys.meta_path:
+            sys.meta_path.remove(self.finder)
+            self.finder.action()

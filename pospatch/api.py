@@ -80,6 +80,7 @@ def _exchange(target: Any, old: Patch | None, stack: list[Method]) -> None:
     if old is None:
         vars(target)[KEY] = attach(target, stack, {})
         return
+    old.rehearse(target, stack)
     old.detach()
     try:
         vars(target)[KEY] = attach(target, stack, old.kept)

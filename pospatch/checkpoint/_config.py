@@ -108,3 +108,6 @@ def _loader(auto_class: Any) -> type:
         (),
         {"config_class": PospatchConfig, "from_pretrained": staticmethod(from_pretrained)},
     )
+
+
+register()

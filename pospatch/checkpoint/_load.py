@@ -12,33 +12,39 @@ from pospatch.checkpoint._record import methods_of
 from pospatch.checkpoint._save import TENSORS, arm, is_patch_tensor
 from pospatch.errors import BadOptionType, CheckpointError
 
-__all__ = ["from_pretrained", "load"]
+__all__ = ["from_pretrained", "load", "read_tensors"]
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-def from_pretrained(auto_class: Any, path: str | os.PathLike[str] | None = None, **kwargs: Any) -> Any:
+def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None, **kwargs: Any) -> Any:
     """Load a model that pospatch saved, patched as it was; a model without a patch loads as it is.
 
+        from_pretrained(AutoModelForCausalLM, path, **kwargs)
+        from_pretrained(path, auto_class=AutoModelForCausalLM, **kwargs)
+
     Args:
+        first, second: the class and the path (folder or Hub repository), in either order.
         auto_class: `AutoModelForCausalLM` or the like, or a concrete class such as `LlamaForCausalLM`.
-        path: folder or Hub repository.
         kwargs: as for the class's own `from_pretrained` (dtype, device_map, attn_implementation, revision, token, ...).
 
     Raises:
+        BadOptionType: no class, or no path.
         CheckpointError: the patch record, its version or its tensors cannot be used.
     """
     from pospatch.checkpoint._adopt import adopt
 
-    if isinstance(auto_class, str | os.PathLike) and path is not None:
-        auto_class, path = path, auto_class
-    if not hasattr(auto_class, "from_pretrained") or path is None:
-        raise BadOptionType(f"from_pretrained(AutoModelForCausalLM, path) is wanted, got ({auto_class!r}, {path!r})")
+    given = [item for item in (first, second, auto_class) if item is not None]
+    classes = [item for item in given if hasattr(item, "from_pretrained")]
+    paths = [item for item in given if isinstance(item, str | os.PathLike)]
+    if len(classes) != 1 or len(paths) != 1 or len(given) != 2:
+        raise BadOptionType(f"from_pretrained(AutoModelForCausalLM, path) is wanted, got {given!r}")
+    model_class, path = classes[0], paths[0]
     register()
-    if hasattr(auto_class, "_model_mapping"):
-        model = auto_class.from_pretrained(path, **kwargs)
+    if hasattr(model_class, "_model_mapping"):
+        model = model_class.from_pretrained(path, **kwargs)
     else:
-        model = _concrete(auto_class, path, kwargs)
+        model = _concrete(model_class, path, kwargs)
     adopt(model[0] if isinstance(model, tuple) else model)
     return model
 
@@ -71,7 +77,6 @@ def load(model_class: Any, path: Any, args: tuple[Any, ...], config: PospatchCon
 
 def _load_tensors(model: Any, path: Any, names: list[str], hub: dict[str, Any]) -> None:
     """Copy the patch's learned tensors in; every one must be there, with its shape."""
-    from safetensors.torch import load_file
     from transformers.utils import cached_file
 
     wanted = {name: value for name, value in model.state_dict(keep_vars=True).items() if is_patch_tensor(name)}
@@ -82,14 +87,41 @@ def _load_tensors(model: Any, path: Any, names: list[str], hub: dict[str, Any]) 
         raise CheckpointError(
             f"{path} names {len(names)} patch tensors and has no {TENSORS}; the checkpoint is incomplete"
         )
-    stored = load_file(found)
-    missing, unknown = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
-    if missing or unknown:
-        raise CheckpointError(f"{TENSORS} does not fit the patch: missing {missing[:3]}, unknown {unknown[:3]}")
-    for name, value in stored.items():
-        if value.shape != wanted[name].shape:
-            raise CheckpointError(
-                f"{TENSORS}: {name} has shape {tuple(value.shape)}, the patch wants {tuple(wanted[name].shape)}"
-            )
-        with torch.no_grad():
-            wanted[name].copy_(value)
+    read_tensors(found, wanted, model.base_model_prefix)
+
+
+def read_tensors(file: str | os.PathLike[str], wanted: dict[str, Any], prefix: str) -> None:
+    """Copy the tensors of a safetensors file into `wanted`; names and shapes are compared before any is read.
+
+    prefix: name of the headless model inside one with a head; a file of either fits the other.
+
+    Raises:
+        CheckpointError: not a safetensors file, or its names or shapes are not the wanted ones.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(os.fspath(file), framework="pt") as stored:
+            names = _matched(list(stored.keys()), set(wanted), prefix)
+            for name, own in names.items():
+                shape = tuple(stored.get_slice(own).get_shape())
+                if shape != tuple(wanted[name].shape):
+                    raise CheckpointError(
+                        f"{file}: {own} has shape {shape}, the patch wants {tuple(wanted[name].shape)}"
+                    )
+            with torch.no_grad():
+                for name, own in names.items():
+                    wanted[name].copy_(stored.get_tensor(own))
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def _matched(stored: list[str], wanted: set[str], prefix: str) -> dict[str, str]:
+    """The stored name of each wanted one: the same, or with the head's prefix more or less."""
+    head = f"{prefix}."
+    for rename in (str, lambda name: head + name, lambda name: name.removeprefix(head)):
+        names = {rename(name): name for name in stored}
+        if set(names) == wanted:
+            return names
+    missing, unknown = sorted(wanted - set(stored)), sorted(set(stored) - wanted)
+    raise CheckpointError(f"{TENSORS} does not fit the patch: missing {missing[:3]}, unknown {unknown[:3]}")

@@ -40,6 +40,13 @@ class Patch:
     layers: dict[str, Geometry] = field(default_factory=dict)
     readers: dict[str, Reindex] = field(default_factory=dict)
 
+    def rehearse(self, model: Any, stack: list[Method]) -> None:
+        """Raise where another stack could not take this one's place; what stands is not touched."""
+        assert self.found is not None
+        plan = Plan(model, self.found, stack, self.layers)
+        plan.check()
+        plan.rehearse()
+
     def detach(self) -> None:
         """Play everything back; trained weights of the host stay as they are."""
         carry_back(self.configs, self.snapshots)
