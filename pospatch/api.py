@@ -82,7 +82,7 @@ def _exchange(target: Any, old: Patch | None, stack: list[Method]) -> None:
         return
     old.detach()
     try:
-        vars(target)[KEY] = attach(target, stack, old.kept)
+        vars(target)[KEY] = attach(target, stack, old.kept_for(stack))
     except BaseException:
         vars(target)[KEY] = attach(target, old.stack, old.kept)
         raise
