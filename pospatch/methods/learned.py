@@ -10,7 +10,7 @@ from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Embedding, Index
 from pospatch.methods._options import choice, integer, number
-from pospatch.methods._strided import Strided
+from pospatch.methods._documents import Strided
 from pospatch.methods._table import grid, interpolate, tile
 
 
@@ -38,8 +38,9 @@ class Learned(Embedding):
     shorter than the old table cannot grow beyond it, as its keys stand at other rows than a long document's: that step
     raises. Use "plain" or another form for a model that generates across the old length.
 
-    Departs: rows after the last old one repeat it, where LongEmbed leaves them to training; "cubic" has the slopes of
-        Catmull and Rom, one-sided at the ends.
+    Departs: rows of the grid after the last old one repeat it, where LongEmbed leaves them to training; its rule for short
+        inputs goes by the longest of a batch, this one by each document. "cubic" is the spline whose third derivative
+        is continuous next to the ends too ("not-a-knot"), which needs 4 rows; with fewer its order is lower.
 
     Raises:
         BadOption: length and factor together, a length below the trained one, a grid that is no whole multiple of it, or

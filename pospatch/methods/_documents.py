@@ -1,4 +1,4 @@
-"""How a table made longer on a grid is read: short documents on the old rows, long ones on every row."""
+"""Positions that depend on the length of the document they stand in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ __all__ = ["Strided", "documents"]
 
 @dataclass(frozen=True, kw_only=True)
 class Strided(Index):
-    """Row n * factor for position n of a document of at most `short` tokens, row n for a longer one."""
+    """How a table made longer on a grid is read: position n * factor for position n of a document of at most `short`
+    tokens, n for a longer one."""
 
     name: ClassVar[str] = "learned(resize='grid')"
     by_row: ClassVar[bool] = True
