@@ -83,7 +83,7 @@ def _exchange(target: Any, old: Patch | None, stack: list[Method]) -> None:
     old.rehearse(target, stack)
     old.detach()
     try:
-        vars(target)[KEY] = attach(target, stack, old.kept)
+        vars(target)[KEY] = attach(target, stack, old.kept_for(stack))
     except BaseException:
         vars(target)[KEY] = attach(target, old.stack, old.kept)
         raise

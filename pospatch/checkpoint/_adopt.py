@@ -20,8 +20,8 @@ def adopt(model: Any) -> None:
     record = getattr(model.config, "pospatch", None)
     if KEY in vars(model) or not isinstance(record, dict) or not record.get("native"):
         return
-    stack = methods_of(record)
-    if not all(isinstance(method, Rotary) for method in stack):
+    stack = [method for method in methods_of(record) if not getattr(method, "training_only", False)]
+    if not stack or not all(isinstance(method, Rotary) for method in stack):
         return
     from pospatch.checkpoint._save import arm
     from pospatch.engine._native import restore_base

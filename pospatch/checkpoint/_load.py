@@ -9,7 +9,7 @@ import torch
 
 from pospatch.checkpoint._config import PospatchConfig, register
 from pospatch.checkpoint._record import methods_of
-from pospatch.checkpoint._save import TENSORS, arm, is_patch_tensor
+from pospatch.checkpoint._save import TENSORS, arm, is_patch_tensor, tables
 from pospatch.errors import BadOptionType, CheckpointError
 
 __all__ = ["from_pretrained", "load", "read_tensors"]
@@ -79,7 +79,8 @@ def _load_tensors(model: Any, path: Any, names: list[str], hub: dict[str, Any]) 
     """Copy the patch's learned tensors in; every one must be there, with its shape."""
     from transformers.utils import cached_file
 
-    wanted = {name: value for name, value in model.state_dict(keep_vars=True).items() if is_patch_tensor(name)}
+    state, old = model.state_dict(keep_vars=True), tables(model)
+    wanted = {name: value for name, value in state.items() if is_patch_tensor(name) or name in old}
     if not wanted and not names:
         return
     found = cached_file(path, TENSORS, _raise_exceptions_for_missing_entries=False, **hub)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pospatch.checkpoint._config import wrap
 
-__all__ = ["TENSORS", "arm", "disarm", "is_patch_tensor"]
+__all__ = ["TENSORS", "arm", "disarm", "is_patch_tensor", "tables"]
 
 TENSORS = "pospatch.safetensors"
 
@@ -34,6 +34,14 @@ def disarm(model: Any) -> None:
 def is_patch_tensor(name: str) -> bool:
     """True for the name of a learned tensor of a patch in a state dict."""
     return ".pospatch." in name or ".pospatch_table." in name or name.startswith(("pospatch.", "pospatch_table."))
+
+
+def tables(model: Any) -> dict[str, Tensor]:
+    """The host's own tables that a longer one stands for, by name: the base keeps them, the patch has the new ones."""
+    from pospatch.api import patch_of
+
+    patch = patch_of(model)
+    return dict(patch.replaced) if patch is not None else {}
 
 
 class Saver:
@@ -59,8 +67,13 @@ class Saver:
     ) -> Any:
         model: Any = self._model()
         state = model.state_dict() if state_dict is None else state_dict
-        own = {name: value for name, value in state.items() if is_patch_tensor(name)}
-        base = {name: value for name, value in state.items() if name not in own}
+        old = tables(model)
+        own = {name: value for name, value in state.items() if is_patch_tensor(name) or name in old}
+        base = {
+            name: old[name].detach().to(value.dtype) if name in old else value
+            for name, value in state.items()
+            if name in old or name not in own
+        }
         target = Path(save_directory)
         target.mkdir(parents=True, exist_ok=True)
         token = {"token": kwargs["token"]} if kwargs.get("token") is not None else {}

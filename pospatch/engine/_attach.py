@@ -72,29 +72,35 @@ def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
         for table in plan.sites.tables:
             _, geometry = firsts[stack_of(table.path, plan.paired)]
             key = (table.path, "weight")
-            rows = method.table(geometry)
-            patch.kept[key] = embedding.replace(table, rows, patch.undo, patch.kept.get(key))
+            patch.replaced[f"{table.path}.weight"] = table.weight
+            patch.kept[key] = embedding.replace(table, method, geometry, patch.undo, patch.kept.get(key))
+            beside = (table.path, embedding.NAME)
+            if made := embedding.weigh(table, method, geometry, patch.undo, patch.kept.get(beside)):
+                patch.kept[beside] = made
             embedding.regrow(table.parent, plan.sites.host.buffers, patch.kept[key].shape[0], patch.undo)
         return
     for path, geometry in firsts.values():
         layer = _first_layer(plan.model, path)
         key = (path, "table")
-        patch.kept[key] = embedding.add(layer, method.table(geometry), patch.undo, patch.kept.get(key))
+        patch.kept[key] = embedding.add(layer, method, geometry, patch.undo, patch.kept.get(key))
 
 
 def _reindex(plan: Plan, patch: Patch) -> None:
-    method = plan.slots.get("positions")
-    if not isinstance(method, Index):
-        return
-    firsts = plan.firsts()
-    for table in plan.sites.tables if plan.tables_read() else ():
-        geometry = firsts[stack_of(table.path, plan.paired)][1].with_(length=table.rows)
-        patch.readers[table.path] = positions.at_table(table, method, geometry, patch.undo)
-        if length := method.target_length(geometry):
-            embedding.regrow(table.parent, plan.sites.host.buffers, length, patch.undo)
-    for path in plan.sites.rotary if plan.rotary_read() else ():
-        _, geometry = next(iter(firsts.values()))
-        patch.readers[path] = positions.at_rotary(plan.model, path, method, geometry, patch.undo)
+    method, table_method = plan.slots.get("positions"), plan.slots.get("embedding")
+    for table in plan.sites.tables:
+        geometry = plan.firsts()[stack_of(table.path, plan.paired)][1]
+        own = table_method.reading(geometry) if isinstance(table_method, Embedding) else None
+        acting = method if isinstance(method, Index) and plan.tables_read() else own
+        if acting is not None:
+            readers = positions.Readers(plan.model, acting, patch.undo)
+            patch.readers[table.path] = readers.at_table(table, geometry.with_(length=table.rows))
+            if acting is method and (length := method.target_length(geometry.with_(length=table.rows))):
+                embedding.regrow(table.parent, plan.sites.host.buffers, length, patch.undo)
+    if isinstance(method, Index) and plan.rotary_read():
+        readers = positions.Readers(plan.model, method, patch.undo)
+        geometry = plan.reached(next(iter(plan.layers)))
+        for path in plan.sites.rotary:
+            patch.readers[path] = readers.at_rotary(path, geometry)
 
 
 def _add_states(plan: Plan, patch: Patch) -> None:

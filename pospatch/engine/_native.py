@@ -37,7 +37,8 @@ def write(model: Any, patch: Patch, plan: Plan) -> bool:
         rows = plan.sites.tables[0].rows
         counted = rows + (plan.sites.tables[0].offset if plan.sites.host.counts_offset else 0)
         _set_length(configs, counted)
-        return acting == {"embedding"}
+        plain = not any(table.reading(geometry) or table.weights(geometry) for geometry in plan.base.values())
+        return plain and acting == {"embedding"}
     _lengthen(configs, patch, plan)
     top = plan.top
     if not acting:
@@ -49,10 +50,13 @@ def write(model: Any, patch: Patch, plan: Plan) -> bool:
 
 def _lengthen(configs: list[Any], patch: Patch, plan: Plan) -> None:
     """Promise in the config what the methods reach: evaluation tools cut inputs at this length."""
-    found = (plan.top, plan.slots.get("score"), plan.slots.get("positions"))
-    top = plan.top
-    reach = [method for method in found if isinstance(method, Rotary | Bands | Index)]
+    top, index = plan.top, plan.slots.get("positions")
+    reach = [method for method in (top, plan.slots.get("score")) if isinstance(method, Rotary | Bands)]
     length = max((method.target_length(g) or 0 for method in reach for g in plan.layers.values()), default=0)
+    if isinstance(index, Index):
+        length = max(length, *(index.target_length(plan.reached(path)) or 0 for path in plan.layers))
+        if plan.sites.tables and plan.sites.host.counts_offset:
+            length += plan.sites.tables[0].offset
     if length > (patch.trained_length or 0) and not (isinstance(top, Rotary) and _length_is_the_trained_one(top, plan)):
         _set_length(configs, length)
 

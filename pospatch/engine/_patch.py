@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch.nn as nn
+
 from pospatch.engine._attach import carry_out
 from pospatch.engine._config import carry_back
 from pospatch.engine._geometry import declared, geometries, survey
@@ -33,6 +35,7 @@ class Patch:
     snapshots: list[dict[str, Any]] = field(default_factory=list)
     sites: list[dict[str, Any]] = field(default_factory=list)
     kept: Kept = field(default_factory=dict)
+    replaced: dict[str, nn.Parameter] = field(default_factory=dict)  # the host's tables that stand aside, by name
     native: bool = False
     trained_length: int | None = None
     base: dict[str, Any] = field(default_factory=dict)
@@ -47,10 +50,23 @@ class Patch:
         plan.check()
         plan.rehearse()
 
+    def kept_for(self, stack: list[Method]) -> Kept:
+        """Learned tensors of the methods that stay in `stack` as they are; one with other options starts anew."""
+        staying = {_ROLES.get(method.slot, method.slot) for method in stack if method in self.stack}
+        return {key: value for key, value in self.kept.items() if _role(key[1]) in staying}
+
     def detach(self) -> None:
         """Play everything back; trained weights of the host stay as they are."""
         carry_back(self.configs, self.snapshots)
         self.undo.play()
+
+
+_ROLES = {"rotation": "rotary", "scaling": "rotary"}  # slots that a layer's State keeps under another name
+
+
+def _role(name: str) -> str:
+    role, found, _ = name.partition("__")
+    return role if found else "embedding"
 
 
 def merge(stack: list[Method], added: list[Method]) -> list[Method]:

@@ -87,11 +87,7 @@ class Plan:
                 )
             for path, geometry in self.layers.items():
                 if geometry.layer in method.chosen(geometry.layers):
-                    method.fits(
-                        geometry.with_(rotation=self.base[path].rotation)
-                        if method is self.slots.get("rotation")
-                        else geometry
-                    )
+                    method.fits(self._fitting(method, path, geometry))
             if isinstance(method, Index):
                 self._check_index(method)
             if isinstance(method, Bands):
@@ -102,10 +98,32 @@ class Plan:
                 "before all layers, and cannot be cleared for some; leave layers out"
             )
 
+    def _fitting(self, method: Method, path: str, geometry: Geometry) -> Geometry:
+        """The geometry that a method must fit."""
+        if isinstance(method, Index):
+            return self.reached(path)
+        return geometry.with_(rotation=self.base[path].rotation) if method is self.slots.get("rotation") else geometry
+
+    def reached(self, path: str) -> Geometry:
+        """The geometry as an Index method sees it: its length is the number of positions that are known there."""
+        geometry, top, table = self.layers[path], self.top, self.slots.get("embedding")
+        length = None
+        if self.sites.tables:
+            length = table.rows(self.base[path]) if isinstance(table, Embedding) else None
+        elif isinstance(top, Rotary):
+            length = top.target_length(geometry)
+        return geometry.with_(length=length or geometry.length)
+
     def _check_index(self, method: Index) -> None:
         if method.layers not in (None, "all"):
             raise BadOption(
                 f"{method.name}: layers={method.layers!r}, but positions are read once, for all layers; leave it out"
+            )
+        table = self.slots.get("embedding")
+        if isinstance(table, Embedding) and any(table.reading(geometry) for geometry in self.base.values()):
+            raise UnsupportedHost(
+                f"{table.name} reads its rows by a rule of its own and {method.name} by another; "
+                f"give {table.name} short='plain'"
             )
         if self.tables_read() or self.rotary_read():
             return

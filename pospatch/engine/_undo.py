@@ -24,11 +24,11 @@ class Undo:
     def set_module(self, parent: nn.Module, name: str, new: nn.Module) -> None:
         """Replace a child module; keeps its place in the order of the state dict."""
         self.steps.append(("module", parent, name, parent._modules[name]))
-        parent._modules[name] = new
+        parent._modules[name] = new.train(self.steps[-1][3].training)
 
     def add_module(self, parent: nn.Module, name: str, new: nn.Module) -> None:
         """Add a child module that was not there."""
-        parent.add_module(name, new)
+        parent.add_module(name, new.train(parent.training))
         self.steps.append(("added", parent, name))
 
     def set_parameter(self, parent: nn.Module, name: str, new: nn.Parameter) -> None:

@@ -12,9 +12,12 @@ from pospatch.engine._cache import self_attention
 from pospatch.engine._sites import Table
 from pospatch.engine._undo import Undo
 from pospatch.errors import BadOption
+from pospatch.geometry import Geometry
+from pospatch.methods._base import Embedding
 
-__all__ = ["AddedTable", "EmptyTable", "add", "add_positions", "clear", "regrow", "replace"]
+__all__ = ["AddedTable", "EmptyTable", "add", "add_positions", "clear", "regrow", "replace", "weigh"]
 
+NAME = "pospatch_table"
 UNBOUNDED = 2**17  # rows of index buffers where no table bounds the length any more; 1 MB each
 
 
@@ -35,12 +38,26 @@ class EmptyTable(nn.Module):
         original._parameters["weight"] = self._parameters["weight"]
 
 
-class AddedTable(nn.Module):
+class Weights(nn.Module):
+    """Learned tensors of a table method, beside the host's own table; its rows pass through them on their way out."""
+
+    def __init__(self, method: Embedding, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.method = method
+        for name, value in tensors.items():
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        owned = {name: value for name, value in self._parameters.items() if value is not None and name != "weight"}
+        return self.method.vectors(rows, owned) if owned else rows
+
+
+class AddedTable(Weights):
     """A table of ours on a host that has none, added to the hidden states that enter the first layer."""
 
-    def __init__(self, rows: Tensor) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(rows)
+    def __init__(self, method: Embedding, rows: Tensor, tensors: dict[str, Tensor]) -> None:
+        super().__init__(method, tensors)
+        self.weight = nn.Parameter(rows, requires_grad=not method.fixed)
         self.proof = False
 
     def forward(self, positions: Tensor) -> Tensor:
@@ -49,7 +66,7 @@ class AddedTable(nn.Module):
                 f"position {int(positions.max())} is beyond the table of {self.weight.shape[0]} rows; "
                 "apply the method with a larger length="
             )
-        return torch.nn.functional.embedding(positions, self.weight)
+        return super().forward(torch.nn.functional.embedding(positions, self.weight))
 
 
 def clear(table: Table, undo: Undo) -> None:
@@ -58,12 +75,14 @@ def clear(table: Table, undo: Undo) -> None:
     undo.set_module(table.parent, table.name, EmptyTable(table.module))
 
 
-def replace(table: Table, rows: Tensor, undo: Undo, kept: nn.Parameter | None = None) -> nn.Parameter:
+def replace(
+    table: Table, method: Embedding, geometry: Geometry, undo: Undo, kept: nn.Parameter | None = None
+) -> nn.Parameter:
     """Put new rows behind the host's own offset rows; the table keeps its class and its way of indexing."""
-    old = table.weight
+    old, rows = table.weight, method.table(geometry)
     if kept is None:
         weight = torch.cat((old.detach()[: table.offset], rows.to(device=old.device, dtype=old.dtype)))
-        kept = nn.Parameter(weight, requires_grad=old.requires_grad)
+        kept = nn.Parameter(weight, requires_grad=old.requires_grad and not method.fixed)
     undo.set_parameter(table.module, "weight", kept)
     undo.set_attribute(table.module, "num_embeddings", kept.shape[0])
     return kept
@@ -80,20 +99,45 @@ def regrow(parent: nn.Module, names: tuple[str, ...], rows: int, undo: Undo) -> 
         undo.set_buffer(parent, name, grown.to(buffer.dtype))
 
 
-def add(layer: nn.Module, rows: Tensor, undo: Undo, kept: AddedTable | None = None) -> AddedTable:
+def weigh(
+    table: Table, method: Embedding, geometry: Geometry, undo: Undo, kept: Weights | None = None
+) -> Weights | None:
+    """Let the rows that a host's table gives pass through the method's learned tensors; None where it has none."""
+    tensors = method.weights(geometry)
+    if not tensors:
+        return None
+    made = kept if kept is not None else Weights(method, _like(table.weight, tensors))
+    undo.add_module(table.module, NAME, made)
+    undo.hook(table.module.register_forward_hook(_weighed))
+    return made
+
+
+def _weighed(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return module._modules[NAME](output)  # type: ignore[misc]
+
+
+def _like(example: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    dtype = example.dtype if example.dtype.is_floating_point else torch.float32
+    return {name: value.to(device=example.device, dtype=dtype) for name, value in tensors.items()}
+
+
+def add(
+    layer: nn.Module, method: Embedding, geometry: Geometry, undo: Undo, kept: AddedTable | None = None
+) -> AddedTable:
     """Add a table of ours before `layer`, the first of its stack."""
-    example = next(layer.parameters())
-    table = kept if kept is not None else AddedTable(rows.to(device=example.device, dtype=example.dtype))
-    undo.add_module(layer, "pospatch_table", table)
+    if kept is None:
+        tensors = _like(next(layer.parameters()), {**method.weights(geometry), "": method.table(geometry)})
+        kept = AddedTable(method, tensors.pop(""), tensors)
+    undo.add_module(layer, NAME, kept)
     undo.hook(layer.register_forward_pre_hook(add_positions, with_kwargs=True))
-    return table
+    return kept
 
 
 def add_positions(
     layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Pre-hook of the first layer: hidden states plus the rows at this call's positions."""
-    table: AddedTable = layer._modules["pospatch_table"]  # type: ignore[assignment]
+    table: AddedTable = layer._modules[NAME]  # type: ignore[assignment]
     if table.proof:
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]

@@ -25,6 +25,7 @@ __all__ = [
     "Contextual",
     "Embedding",
     "Fold",
+    "Forward",
     "Index",
     "Method",
     "Nothing",
@@ -148,19 +149,44 @@ def _check_layers(name: str, value: Any) -> Any:
     )
 
 
+@dataclass(frozen=True)
+class Forward:
+    """What one forward of the model knows besides positions; made when it begins, gone when it ends.
+
+    Args:
+        seed: of the draw of this forward, or None in evaluation, where nothing is random.
+        rows: number of sequences.
+        real: bool (batch, length), False at pads; None where the call came without a mask.
+    """
+
+    seed: int | None = None
+    rows: int = 1
+    real: Tensor | None = None
+
+    def generator(self) -> torch.Generator | None:
+        """A generator on the CPU at the start of this forward's draw, the same for all who ask; None in evaluation."""
+        return None if self.seed is None else torch.Generator().manual_seed(self.seed)
+
+
 class Index(Method):
     """Changes which position each token gets, where the table or the rotation reads it; native mechanism stays.
 
     training_only: True where positions are drawn at random while training and are the true ones in evaluation, so that
-    a checkpoint needs nothing of the method.
+        a checkpoint needs nothing of the method.
+    by_row: True where the method needs to know the tokens of each row, so that a pad is told from a token.
     """
 
     slot: ClassVar[str] = "positions"
     clears: ClassVar[bool] = False
     training_only: ClassVar[bool] = False
+    by_row: ClassVar[bool] = False
 
-    def positions(self, positions: Tensor, geometry: Geometry, *, training: bool = False) -> Tensor:
-        """New positions for true ones, both (batch, length), in tokens; floating point where they are fractions."""
+    def positions(self, positions: Tensor, geometry: Geometry, forward: Forward) -> Tensor:
+        """New positions for true ones, both (batch, length), in tokens; floating point where they are fractions.
+
+        `geometry.length` is the number of positions that are known where they are read: rows of the table, or what the
+        rotary encoding reaches.
+        """
         raise NotImplementedError
 
     def furthest(self, geometry: Geometry) -> int | None:
@@ -174,13 +200,29 @@ class Index(Method):
 
 
 class Embedding(Method):
-    """A vector for each position, added to the token embedding: a table of as many rows as the method is asked for."""
+    """A vector for each position, added to the token embedding: a table of as many rows as the method is asked for.
+
+    fixed: True where the rows are computed, so that training leaves them as they are.
+    """
 
     slot: ClassVar[str] = "embedding"
+    fixed: ClassVar[bool] = False
+
+    def rows(self, geometry: Geometry) -> int:
+        """Number of rows of the table, so of positions that the model can read afterwards."""
+        raise NotImplementedError
 
     def table(self, geometry: Geometry) -> Tensor:
         """The rows to add, (rows, width) float32; `geometry.table` holds the trained rows where there are any."""
         raise NotImplementedError
+
+    def vectors(self, rows: Tensor, weights: Weights) -> Tensor:
+        """What is added, from the rows (batch, length, width) that were read; called where the method has weights."""
+        return rows
+
+    def reading(self, geometry: Geometry) -> Index | None:
+        """How the rows are chosen, where row n is not always position n; None where it is."""
+        return None
 
 
 class Rotary(Method):

@@ -34,15 +34,28 @@ def _sample(table: Tensor, where: Tensor, order: str) -> Tensor:
     t = (where - low)[:, None].to(values.device)
     low = low.to(values.device)
     high = (low + 1).clamp(max=table.shape[0] - 1)
-    a, b = values[low], values[high]
-    mixed = a + t * (b - a)
+    mixed = values[low] + t * (values[high] - values[low])
     if order == "cubic":
-        before, after = values[(low - 1).clamp(min=0)], values[(high + 1).clamp(max=table.shape[0] - 1)]
-        slope_a, slope_b = (b - before) / 2, (after - a) / 2
-        mixed = (
-            (2 * t**3 - 3 * t**2 + 1) * a
-            + (t**3 - 2 * t**2 + t) * slope_a
-            + (3 * t**2 - 2 * t**3) * b
-            + (t**3 - t**2) * slope_b
-        )
+        curvature, rest = curvatures(values), 1 - t
+        mixed = mixed + ((rest**3 - rest) * curvature[low] + (t**3 - t) * curvature[high]) / 6
     return mixed.to(table.dtype)
+
+
+def curvatures(values: Tensor) -> Tensor:
+    """Second derivatives at 0, 1, ... of the cubic spline through `values` whose third derivative is also continuous at the
+    second and at the last but one point ("not-a-knot")."""
+    count = values.shape[0]
+    bends = torch.zeros_like(values)
+    if count < 3:
+        return bends
+    bends[1:-1] = values[:-2] - 2 * values[1:-1] + values[2:]
+    # m[i-1] + 4 m[i] + m[i+1] = 6 bend[i]; the end conditions make m[1] and m[-2] the bends themselves
+    share = torch.zeros(count, dtype=values.dtype)
+    for i in range(2, count - 2):
+        share[i] = 1 / (4 - share[i - 1])
+        bends[i] = (6 * bends[i] - bends[i - 1]) * share[i]
+    for i in range(count - 3, 1, -1):
+        bends[i] = bends[i] - share[i] * bends[i + 1]
+    bends[0] = 2 * bends[1] - bends[min(2, count - 2)]
+    bends[-1] = 2 * bends[-2] - bends[max(-3, 1 - count)]
+    return bends

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pospatch.errors import BadOption
+from pospatch.geometry import Geometry
+from pospatch.methods._base import Forward, Index
+from pospatch.methods._draw import tokens_of, warn_full
+from pospatch.methods._options import integer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Randomized(Index):
+    """Randomized positions: in training, tokens stand at a sorted random sample of a much longer range of positions.
+
+    position = sort(sample of C of {0 .. length - 1} without replacement), C the tokens; new for each sequence and step
+
+    In evaluation positions are the true ones, to the bit.
+
+    Source: Randomized Positional Encodings Boost Length Generalization of Transformers, arXiv 2305.16843, section 3.1.
+
+    Args:
+        length: size of the range, L in the paper, at least the longest training sequence; None is what the model reads
+            with the methods that stand beside this one. The paper takes 2048 for sequences of up to 40 in training and
+            500 in tests. Draws come from torch's default generator.
+
+    Departs: the paper draws in evaluation too; here evaluation counts from 0 by 1, so that nothing is random and cached
+        decoding equals one pass. Positions count from 0, the paper's from 1. Packed documents share a draw a row.
+
+    Raises:
+        BadOption: a training sequence longer than `length`, or length beyond the rows of the host's table.
+    """
+
+    family: ClassVar[str] = "positions"
+    source: ClassVar[str] = "Randomized Positional Encodings, arXiv 2305.16843, section 3.1"
+    training_only: ClassVar[bool] = True
+
+    length: int | None = integer(None, low=2, high=2**22, optional=True)
+
+    def positions(self, positions: Tensor, geometry: Geometry, forward: Forward) -> Tensor:
+        draw = forward.generator()
+        if draw is None:
+            return positions
+        reach = self.target_length(geometry)
+        tokens = tokens_of(positions, forward)
+        most = int(tokens.max())
+        if most > reach:
+            raise BadOption(
+                f"randomized: a training sequence of {most} tokens cannot stand at a sample of {reach} positions; "
+                f"apply it with length={most} or more, or train on shorter sequences"
+            )
+        warn_full(self.name, positions, reach)
+        keys = torch.rand(tokens.shape[0], reach, generator=draw)
+        sample = keys.topk(most, dim=1).indices.to(positions.device)
+        beyond = torch.arange(most, device=positions.device) >= tokens  # rows with fewer tokens draw fewer
+        sample = sample.masked_fill(beyond, reach).sort(dim=1).values.clamp(max=reach - 1)
+        return sample.gather(1, positions.clamp(max=most - 1).expand(tokens.shape[0], -1))
+
+    def furthest(self, geometry: Geometry) -> int:
+        return self.target_length(geometry)
+
+    def target_length(self, geometry: Geometry) -> int:
+        return self.length or geometry.length
