@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pospatch.attention._mask import is_causal_call
+from pospatch.attention._mask import is_causal_call, looks_back
 from pospatch.attention.biased import biased, is_large
 from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.fold import folded
@@ -50,7 +50,7 @@ def attend(
         return function(module, query, key, value, mask, **kwargs)
     if isinstance(method, Bands | Contextual):
         return _own(module, query, key, value, mask, call, key_state, base, kwargs)
-    if isinstance(method, Fold) and _may_fold(method, query, call, base, kwargs):
+    if isinstance(method, Fold) and _may_fold(module, method, query, key, mask, call, base, kwargs):
         columns = method.columns(
             call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), state.geometry
         )
@@ -85,11 +85,21 @@ def _rotated(query: Tensor, key: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     )
 
 
-def _may_fold(method: Fold, query: Tensor, call: Call, base: str, kwargs: dict[str, Any]) -> bool:
-    """Columns pay for many queries; a single one takes its bias as a row. A softcap would squash the columns too."""
-    folds = getattr(method, "folds", None)
-    possible = folds is None or folds(call.state.geometry)
-    return possible and base == "sdpa" and query.shape[2] > 1 and kwargs.get("position_bias") is None
+def _plain(base: str, kwargs: dict[str, Any]) -> bool:
+    """True where attention is a softmax of q.k and nothing else: a softcap would squash a bias that is in q.k, a sink is no
+    key and so not free of what is constant in a row, and the host's own bias is a mask anyway."""
+    return base == "sdpa" and all(kwargs.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
+
+
+def _may_fold(
+    module: Any, method: Fold, query: Tensor, key: Tensor, mask: Any, call: Call, base: str, kwargs: dict[str, Any]
+) -> bool:
+    """Columns pay for many queries; a single one takes its bias as a row."""
+    length = query.shape[2]
+    if length == 1 or not _plain(base, kwargs) or not method.folds(call.state.geometry, query.dtype):
+        return False
+    causal = is_causal_call(mask, length, module, kwargs.get("is_causal"))
+    return not method.looks_back or looks_back(mask, causal, call.positions, call.key_positions(key.shape[2]))
 
 
 def _biased(
@@ -106,7 +116,7 @@ def _biased(
     state = call.state
     method: Bias = state.score  # type: ignore[assignment]
     weights, key_positions = state.weights_of("score"), call.key_positions(key.shape[2])
-    if base == "sdpa" and is_large(query, key.shape[2]) and kwargs.get("position_bias") is None:
+    if _plain(base, kwargs) and is_large(query, key.shape[2]):
         output = biased(
             query,
             key,
@@ -124,8 +134,19 @@ def _biased(
     native = kwargs.pop("position_bias", None)
     bias = bias if native is None else bias + native
     if base == "eager":
-        return function(module, query, key, value, bias if mask is None else mask[..., : key.shape[2]] + bias, **kwargs)
+        return function(module, query, key, value, _joined(bias, mask, key.shape[2]), **kwargs)
+    if base == "flex_attention":  # it reads the bias of each element of the batch
+        bias = bias.expand(query.shape[0], -1, -1, -1)
     return function(module, query, key, value, mask, position_bias=bias, **kwargs)
+
+
+def _joined(bias: Tensor, mask: Any, keys: int) -> Tensor:
+    """One additive mask for an eager function, which adds whatever it is given, a caller's booleans too."""
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask[..., :keys], torch.finfo(bias.dtype).min)
+    return mask[..., :keys] + bias
 
 
 def _own(

@@ -335,13 +335,23 @@ class Bias(Method):
 
 
 class Fold(Bias):
-    """A bias that is a sum of products f(m) * g(n): extra columns of q and k whose dot product it is, up to a row constant."""
+    """A bias that is a sum of products f(m) * g(n): extra columns of q and k whose dot product it is, up to a row constant.
+
+    looks_back: True where the columns give the bias of keys at or before their query only.
+    """
+
+    looks_back: ClassVar[bool] = False
+
+    def folds(self, geometry: Geometry, dtype: torch.dtype) -> bool:
+        """True where columns are worth their cost, and exact enough in `dtype`."""
+        return True
 
     def columns(
         self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
-        """Columns for q (batch, heads, query, c) and k (batch, kv_heads or 1, key, c), float32, so that q_columns . k_columns
-        is the bias in nats plus anything constant in a row. Values must be exact in bfloat16 on the key side."""
+        """Columns for q (batch or 1, heads, query, c) and k (batch or 1, kv_heads or 1, key, c), float32, so that
+        q_columns . k_columns is the bias in nats plus anything constant in a row. Where `folds` is True the columns of k must
+        be exact in its dtype; those of q need not be."""
         raise NotImplementedError
 
 

@@ -9,11 +9,10 @@ from torch import Tensor
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Fold, Weights
+from pospatch.methods._distance import distances
 from pospatch.methods._options import integer
 
-BASE = (
-    256  # n = BASE * (n // BASE) + n % BASE: both parts are exact in bfloat16 below 65536 tokens, the high part beyond
-)
+DIGIT = 256  # a digit below it, times any power of two, is exact in bfloat16; three digits reach 2**24 tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +23,15 @@ class ALiBi(Fold):
     slope[h] = 2 ** (-8 * (h + 1) / heads) for a power of two; otherwise the slopes of the largest power of two below,
     then every second one of twice that power.
 
-    Causal attention needs only slope * n, since softmax ignores what is constant in a row, and that is a dot product:
-    columns (256 * slope, slope) of q against (n // 256, n % 256) of k.
+    Where no query sees ahead it is enough to give -slope * (last - n), since softmax ignores what is constant in a row,
+    and that is a dot product: columns -slope * (256, 256, 1) of q against the digits of last - n to base 256 of k, the
+    first of them times 256.
 
     Source: Train Short, Test Long, arXiv 2108.12409, section 3; slopes as in the authors' repository.
 
     Args:
-        biased_heads: number of heads that get a slope, the first ones; the others see no distance. None is all of them.
+        biased_heads: number of heads that get a slope, the first ones, with the slopes of a layer of that many heads;
+            the others see no distance. None is all of them.
 
     Departs: two-sided attention takes |m - n|, as Composer's BERT does; it does not fold and is added as a bias.
 
@@ -38,6 +39,7 @@ class ALiBi(Fold):
         BadOption: more biased heads than the layer has.
     """
 
+    looks_back: ClassVar[bool] = True
     source: ClassVar[str] = "ALiBi, arXiv 2108.12409, section 3"
 
     biased_heads: int | None = integer(None, low=1, optional=True)
@@ -47,27 +49,25 @@ class ALiBi(Fold):
         if self.biased_heads is not None and self.biased_heads > geometry.heads:
             raise BadOption(f"alibi: biased_heads={self.biased_heads} is more than this layer's {geometry.heads} heads")
 
-    def folds(self, geometry: Geometry) -> bool:
-        return geometry.causal
-
     def slopes(self, geometry: Geometry) -> Tensor:
         """Slopes in nats per token, (heads,) float32; 0 for heads without a bias."""
         count = self.biased_heads or geometry.heads
         return torch.tensor(slopes(count) + [0.0] * (geometry.heads - count), dtype=torch.float32)
 
     def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
-        distance = (query_positions[:, :, None] - key_positions[:, None, :]).abs().float()
+        distance = distances(query_positions, key_positions).abs().float()
         return -self.slopes(geometry).to(distance.device)[None, :, None, None] * distance[:, None]
 
     def columns(
         self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry
     ) -> tuple[Tensor, Tensor]:
         slope = self.slopes(geometry).to(query_positions.device)
-        pair = torch.stack((slope * BASE, slope), dim=-1)[None, :, None, :]
-        start = key_positions.min(dim=1, keepdim=True).values
-        n = key_positions - start  # small numbers stay exact, and a constant in a row changes nothing
-        k = torch.stack((n // BASE, n % BASE), dim=-1)[:, None].float()
-        return pair.expand(1, -1, query_positions.shape[1], -1), k
+        q = -torch.stack((slope * DIGIT, slope * DIGIT, slope), dim=-1)[None, :, None, :]
+        back = (
+            key_positions.max(dim=1, keepdim=True).values - key_positions
+        )  # counted from the end: small where it weighs
+        digits = (back // DIGIT**2 * DIGIT, back // DIGIT % DIGIT, back % DIGIT)
+        return q.expand(1, -1, query_positions.shape[1], -1), torch.stack(digits, dim=-1)[:, None].float()
 
 
 def slopes(heads: int) -> list[float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bias, Weights
+from pospatch.methods._distance import by_distance
 from pospatch.methods._options import integer
 
 
@@ -51,9 +52,12 @@ class T5Bias(Bias):
         return {"table": torch.zeros(self.num_buckets, geometry.heads)}
 
     def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
-        distance = query_positions[:, :, None] - key_positions[:, None, :]
-        index = self.buckets(distance, two_sided=not geometry.causal)
-        return weights["table"].float()[index].permute(0, 3, 1, 2)
+        table = weights["table"].float()
+        return by_distance(
+            query_positions,
+            key_positions,
+            lambda r: table[self.buckets(r, two_sided=not geometry.causal)],
+        )
 
     def buckets(self, distance: Tensor, two_sided: bool) -> Tensor:
         """Bucket of each distance m - n in tokens; int64, the shape of `distance`."""
