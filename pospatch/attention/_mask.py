@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["additive", "is_causal_call", "looks_back"]
+__all__ = ["additive", "is_causal_call", "looks_back", "row_blocks", "seen_keys"]
+
+ROWS = 1024  # queries whose mask is looked at together
 
 
 def is_causal_call(mask: Any, query: int, module: Any, is_causal: bool | None) -> bool:
@@ -43,7 +45,7 @@ def additive(mask: Any, causal: bool, rows: slice, query: Tensor, keys: int) -> 
         allowed = index[:, None] >= torch.arange(keys, device=device)[None]
         return _fill(allowed[None, None])
     if not torch.is_tensor(mask):
-        mask = _dense(mask, query.shape[2], keys, device)
+        return _fill(_dense(mask, rows, keys, device))
     block = mask[..., rows if mask.shape[-2] > 1 else slice(None), :keys]
     return _fill(block) if block.dtype == torch.bool else block.float()
 
@@ -52,9 +54,33 @@ def _fill(allowed: Tensor) -> Tensor:
     return torch.zeros(allowed.shape, device=allowed.device).masked_fill(~allowed, float("-inf"))
 
 
-def _dense(mask: Any, queries: int, keys: int, device: torch.device) -> Tensor:
-    """A flex BlockMask written out as booleans."""
+def seen_keys(mask: Any, query: Tensor, keys: int) -> Tensor | None:
+    """Which keys any query of this call sees, bool (batch or 1, key), or None where there is no mask."""
+    if mask is None:
+        return None
+    if torch.is_tensor(mask):
+        allowed = mask[..., :keys]
+        return (allowed if allowed.dtype == torch.bool else allowed > -1e4).any(dim=-2).any(dim=1)
+    seen = None
+    for rows in row_blocks(query.shape[2], ROWS):
+        part = _dense(mask, rows, keys, query.device).any(dim=-2).any(dim=1)
+        seen = part if seen is None else seen | part
+    return seen
+
+
+def row_blocks(length: int, size: int) -> list[slice]:
+    """The queries in blocks of at most `size`, at least 1."""
+    size = max(1, min(length, size))
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _dense(mask: Any, rows: slice, keys: int, device: torch.device) -> Tensor:
+    """Some rows of a flex BlockMask written out as booleans."""
     from torch.nn.attention.flex_attention import create_mask
 
-    batch, heads = mask.shape[0], mask.shape[1]
-    return create_mask(mask.mask_mod, batch, heads, queries, keys, device=str(device))
+    inner = mask.mask_mod
+
+    def shifted(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return inner(batch, head, query + rows.start, key)
+
+    return create_mask(shifted, mask.shape[0], mask.shape[1], rows.stop - rows.start, keys, device=str(device))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pospatch.attention._mask import additive
 
-__all__ = ["blockwise", "repeat_kv"]
+__all__ = ["blockwise", "repeat_kv", "softmax"]
 
 BLOCK_SCORES = 2**24  # logits held at once: 64 MB of float32
 
@@ -59,7 +59,7 @@ def blockwise(
             scores = softcap * torch.tanh(scores / softcap)
         if visible is not None and (seen := visible(rows)) is not None:  # after the softcap, which would undo it
             scores = scores.masked_fill(~seen[:, None], float("-inf"))
-        weights = _softmax(scores if bar is None else scores + bar, sinks)
+        weights = softmax(scores if bar is None else scores + bar, sinks)
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
         outputs.append(torch.matmul(weights, value))
         if need_weights:
@@ -68,7 +68,7 @@ def blockwise(
     return output.transpose(1, 2).contiguous(), torch.cat(kept, dim=2) if need_weights else None
 
 
-def _softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
     """Softmax in float32; a row that may see nothing gives zeros rather than NaN."""
     if sinks is not None:
         column = sinks.float().reshape(1, -1, 1, 1).expand(scores.shape[0], -1, scores.shape[2], 1)

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pospatch.attention._parts import count, split
 from pospatch.engine._state import Call
+from pospatch.errors import UnsupportedHost
 
-__all__ = ["CacheView", "extend_record", "self_attention"]
+__all__ = ["CacheView", "extend_record", "pack_state", "self_attention", "unpack_state"]
 
 RECORD = "_pospatch_positions"
 
@@ -45,27 +47,44 @@ class CacheView:
             call.keys_done = True
         token_state = None if state.proof else state.state_of(call.hidden) if call.hidden is not None else None
         if token_state is not None:
+            self._refuse_quantized(layer_idx)
             key_states = pack_state(key_states, token_state)
         return self._pospatch_cache.update(key_states, value_states, layer_idx, *args, **kwargs)
 
+    def _refuse_quantized(self, layer: int) -> None:
+        """A state is summed over all tokens: a few bits of it would add up to a different model."""
+        from transformers.cache_utils import BaseQuantizedLayer
+
+        layers = getattr(self._pospatch_cache, "layers", [])
+        if layer < len(layers) and isinstance(layers[layer], BaseQuantizedLayer):
+            score = self._pospatch_call.state.score
+            name = "this method" if score is None else score.name
+            raise UnsupportedHost(
+                f"{name} keeps a state beside the keys, and {type(layers[layer]).__name__} would store it in a few bits; "
+                "use a cache that is not quantized, such as DynamicCache"
+            )
+
 
 def pack_state(key: Tensor, token_state: Tensor) -> Tensor:
-    """Append a per-token state (batch, heads, length, c) to the keys, so that it lives and is reordered with them."""
-    batch, heads, length, columns = token_state.shape
+    """Append a per-token state (batch, heads or kv_heads, length, c) to the keys, so that it lives and is reordered with them.
+
+    Keys of a narrow type get several columns for each number, whose sum it is: sums over thousands of tokens need them.
+    """
+    batch, heads, length, _ = token_state.shape
     kv_heads = key.shape[1]
-    grouped = token_state.reshape(batch, kv_heads, heads // kv_heads, length, columns)
-    packed = grouped.permute(0, 1, 3, 2, 4).reshape(batch, kv_heads, length, -1)
-    return torch.cat((key, packed.to(key.dtype)), dim=-1)
+    parts = split(token_state, key.dtype).reshape(batch, kv_heads, heads // kv_heads, length, -1)
+    packed = parts.permute(0, 1, 3, 2, 4).reshape(batch, kv_heads, length, -1)
+    return torch.cat((key, packed), dim=-1)
 
 
 def unpack_state(key: Tensor, head_dim: int, heads: int) -> tuple[Tensor, Tensor | None]:
-    """Split what `pack_state` joined: keys and (batch, heads, key, c) or None."""
+    """Split what `pack_state` joined for a state of `heads` heads: keys and (batch, heads, key, c) float32, or None."""
     extra = key.shape[-1] - head_dim
     if extra <= 0:
         return key, None
     batch, kv_heads, length, _ = key.shape
-    groups = heads // kv_heads
-    packed = key[..., head_dim:].reshape(batch, kv_heads, length, groups, extra // groups)
+    parts = key[..., head_dim:].reshape(batch, kv_heads, length, heads // kv_heads, -1, count(key.dtype))
+    packed = parts.to(torch.promote_types(key.dtype, torch.float32)).sum(dim=-1)
     return key[..., :head_dim], packed.permute(0, 1, 3, 2, 4).reshape(batch, heads, length, -1)
 
 

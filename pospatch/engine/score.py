@@ -12,9 +12,8 @@ from pospatch.attention._mask import is_causal_call, looks_back
 from pospatch.attention.biased import biased, is_large
 from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.fold import folded
-from pospatch.engine import _banded
-from pospatch.engine._cache import unpack_state
-from pospatch.methods._base import Bands, Bias, Block, Contextual, Fold
+from pospatch.engine import _banded, _contextual
+from pospatch.methods._base import Bands, Bias, Contextual, Fold
 
 if TYPE_CHECKING:
     from pospatch.engine._state import Call, State
@@ -40,7 +39,7 @@ def attend(
     kwargs = dict(kwargs)
     if state.drop_bias:
         kwargs.pop("position_bias", None)
-    key, key_state = _key_state(query, key, call)
+    key, key_state = _contextual.key_state(query, key, call)
     if state.temperature is not None:
         factor = state.temperature.factor_at(call.positions, state.geometry)
         query = query * factor[:, None, :, None].to(query.dtype)
@@ -48,8 +47,10 @@ def attend(
     method = state.score
     if method is None:
         return function(module, query, key, value, mask, **kwargs)
-    if isinstance(method, Bands | Contextual):
-        return _own(module, query, key, value, mask, call, key_state, base, kwargs)
+    if isinstance(method, Contextual):
+        return _contextual.attend(module, query, key, value, mask, call, key_state, function, base, kwargs)
+    if isinstance(method, Bands):
+        return _own(module, query, key, value, mask, call, base, kwargs)
     if isinstance(method, Fold) and _may_fold(module, method, query, key, mask, call, base, kwargs):
         columns = method.columns(
             call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), state.geometry
@@ -60,15 +61,6 @@ def attend(
         output, weights = function(module, q, k, v, mask, **kwargs)
         return output[..., : value.shape[-1]], weights
     return _biased(module, query, key, value, mask, call, function, base, kwargs)
-
-
-def _key_state(query: Tensor, key: Tensor, call: Call) -> tuple[Tensor, Tensor | None]:
-    """Keys, and the contextual state that was cached with them or is made now where there is no cache."""
-    if not isinstance(call.state.score, Contextual):
-        return key, None
-    if call.cache is None:
-        return key, call.state.state_of(call.hidden)  # type: ignore[arg-type]
-    return unpack_state(key, query.shape[-1], query.shape[1])
 
 
 def _rotated(query: Tensor, key: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -156,7 +148,6 @@ def _own(
     value: Tensor,
     mask: Any,
     call: Call,
-    key_state: Tensor | None,
     base: str,
     kwargs: dict[str, Any],
 ) -> Any:
@@ -165,18 +156,15 @@ def _own(
     heads, keys = query.shape[1], key.shape[2]
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     causal = base != "eager" and is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal"))
-    if isinstance(state.score, Bands) and base == "sdpa":
+    method: Bands = state.score  # type: ignore[assignment]
+    if base == "sdpa":
         output = _banded.flash(query, key, value, call, causal, scaling, kwargs)
         if output is not None:
             return output, None
     key_positions = call.key_positions(keys)
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
-    visible = None
-    if isinstance(state.score, Bands):
-        logits = _banded.band_logits(state, query, key, call, key_positions, scaling)
-        visible = _banded.visible(state.score, call, key_positions)
-    else:
-        logits = _contextual(state, query, key, call, key_positions, key_state, scaling)
+    logits = _banded.band_logits(state, query, key, call, key_positions, scaling)
+    visible = _banded.visible(method, call, key_positions)
     native = kwargs.get("position_bias")
     if native is not None:
         inner = logits
@@ -193,40 +181,6 @@ def _own(
         need_weights=base == "eager",
         visible=visible,
     )
-
-
-def _contextual(
-    state: State,
-    query: Tensor,
-    key: Tensor,
-    call: Call,
-    key_positions: Tensor,
-    key_state: Tensor | None,
-    scaling: float,
-) -> Any:
-    method: Contextual = state.score  # type: ignore[assignment]
-    weights = state.weights_of("score")
-    query_state = None if key_state is None else state.state_of(call.hidden)  # type: ignore[arg-type]
-
-    def logits(rows: slice, bar: Tensor | None) -> Tensor:
-        q = query[:, :, rows]
-        scores = torch.matmul(q, key.transpose(2, 3)).float() * scaling
-        allowed = (
-            torch.ones((1, 1, *scores.shape[2:]), dtype=torch.bool, device=q.device) if bar is None else bar > -1e4
-        )
-        block = Block(
-            query=q,
-            key=key,
-            scores=scores,
-            query_positions=call.positions[:, rows],
-            key_positions=key_positions,
-            allowed=allowed[:, :1],
-            query_state=None if query_state is None else query_state[:, :, rows],
-            key_state=key_state,
-        )
-        return method.logits(block, weights, state.geometry)
-
-    return logits
 
 
 def open_attention(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pospatch.errors import BadOption, BadOptionType
 
-__all__ = ["check", "choice", "flag", "integer", "number", "numbers"]
+__all__ = ["check", "choice", "flag", "integer", "number", "numbers", "word"]
 
 LARGEST = 2**40  # no length, factor or count in use comes near; refuses 1e308 and 10**12 before memory is taken
 
@@ -46,6 +46,11 @@ def flag(default: bool = False) -> Any:
     return _option("flag", default, False)
 
 
+def word(default: str) -> Any:
+    """Any word; the method says which ones it knows."""
+    return _option("word", default, False)
+
+
 def _option(kind: str, default: Any, optional: bool, **rule: Any) -> Any:
     metadata = {"kind": kind, "optional": optional, **rule}
     return field(default=default, metadata=metadata) if default is not MISSING else field(metadata=metadata)
@@ -59,6 +64,10 @@ def check(method: str, name: str, value: Any, rule: Any) -> Any:
     if rule["kind"] == "flag":
         if not isinstance(value, bool):
             raise BadOptionType(f"{where} must be True or False")
+        return value
+    if rule["kind"] == "word":
+        if not isinstance(value, str):
+            raise BadOptionType(f"{where} must be a string, got {type(value).__name__}")
         return value
     if rule["kind"] == "choice":
         if not isinstance(value, str) or value not in rule["valid"]:

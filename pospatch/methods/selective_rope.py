@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import conv1d, pad
+
+from pospatch.errors import BadOption, UnsupportedHost
+from pospatch.geometry import Geometry
+from pospatch.methods._base import SummedRotation, Weights
+from pospatch.methods._content import linear, seeded
+from pospatch.methods._math import rotary_inv_freq
+from pospatch.methods._options import flag, integer, number
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveRoPE(SummedRotation):
+    """Selective RoPE: a rotary encoding whose angles each token chooses, so that a pair turns by what lies between.
+
+    q[m] and k[n] turn by sum over t = 0 .. m (or n) of temperature[i] * gate[t] * phi[t, i], so that a logit knows the
+    angles of t = n + 1 .. m alone.
+    phi[t] = sum over j < conv_size of conv[j] * up(down(y[t - conv_size + 1 + j])), y the hidden states that enter the
+    attention, each of their `heads` pieces divided by its norm
+    temperature[i] = max_angle * rope_theta ** (-2 * i / head_dim); gate[t] = sigmoid(gate . y[t] + gate_bias), or 1
+
+    Source: Selective Rotary Position Embedding, arXiv 2511.17388, as in the authors' code (their defaults).
+
+    Args:
+        rank: width of the bottleneck between down and up, 1 to 4096; 16 in the authors' code.
+        conv_size: tokens that an angle is made from, 1 to 16; 4 in the authors' code, 1 is no convolution.
+        rope_theta: base of the temperatures, at least 1; 500000 in the authors' code.
+        max_angle: temperature of the fastest pair, above 0; 1.0 in the authors' code.
+        gate: a gate for each token and head on its angles; off in the authors' code.
+        seed: of the numbers that `down` starts from.
+
+    Departs: `up` starts at zero and `conv` at its last tap, so that the start is no positions at all. Query heads that
+        share a key share their angles. The sums run in float64.
+
+    Raises:
+        BadOption: head_dim is odd.
+        UnsupportedHost: the attention is two-sided, or has a sliding window and conv_size above 1 (the first tokens in
+            a cached window would miss those that their angles are made from), or heads do not divide the width.
+    """
+
+    causal_only: ClassVar[bool] = True
+    source: ClassVar[str] = "Selective RoPE, arXiv 2511.17388 and the authors' code"
+
+    rank: int = integer(16, high=4096)
+    conv_size: int = integer(4, high=16)
+    rope_theta: float = number(500000.0, low=1.0)
+    max_angle: float = number(1.0, above=0.0)
+    gate: bool = flag(False)
+    seed: int = integer(0, low=0)
+
+    def fits(self, geometry: Geometry) -> None:
+        super().fits(geometry)
+        if geometry.head_dim % 2:
+            raise BadOption(f"{self.name} turns pairs; head_dim={geometry.head_dim} is odd and must be even")
+        if geometry.width % geometry.heads:
+            raise UnsupportedHost(
+                f"{self.name} takes the norm of each of the {geometry.heads} heads' pieces of the hidden states, "
+                f"and they do not divide their width of {geometry.width}"
+            )
+        if geometry.window is not None and self.conv_size > 1:
+            raise UnsupportedHost(
+                f"{self.name} makes an angle from {self.conv_size} tokens, and layer {geometry.layer} keeps a window of "
+                f"{geometry.window} that begins without them; use conv_size=1, or layers= without the windowed ones"
+            )
+
+    def weights(self, geometry: Geometry) -> dict[str, Tensor]:
+        count = geometry.kv_heads * geometry.head_dim // 2
+        std, seed = geometry.width**-0.5, self.seed * 100_003 + geometry.layer
+        conv = torch.zeros(count, self.conv_size)
+        conv[:, -1] = 1.0
+        found = {
+            "down": seeded(self.rank, geometry.width, std=std, seed=seed),
+            "up": torch.zeros(count, self.rank),
+            "conv": conv,
+        }
+        if self.gate:
+            found |= {"gate": torch.zeros(geometry.kv_heads, geometry.width), "gate_bias": torch.zeros(geometry.kv_heads)}
+        return found
+
+    def state(self, hidden: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+        """Angles before the convolution, and the gate after them where there is one."""
+        y = hidden.float().unflatten(-1, (geometry.heads, -1))
+        y = (y * torch.rsqrt(y.square().sum(dim=-1, keepdim=True) + EPSILON)).flatten(-2)
+        phi = linear(linear(y, weights["down"]), weights["up"])
+        phi = phi.unflatten(-1, (geometry.kv_heads, -1)).transpose(1, 2)
+        if not self.gate:
+            return phi
+        gate = linear(y, weights["gate"], weights["gate_bias"]).sigmoid()
+        return torch.cat((phi, gate.transpose(1, 2)[..., None]), dim=-1)
+
+    def angles(self, state: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+        half = geometry.head_dim // 2
+        phi = state[..., :half].float()
+        if self.conv_size > 1:
+            batch, heads, length, _ = phi.shape
+            flat = pad(phi.permute(0, 1, 3, 2).reshape(batch, heads * half, length), (self.conv_size - 1, 0))
+            with torch.autocast(flat.device.type, enabled=False):
+                flat = conv1d(flat, weights["conv"].float()[:, None], groups=heads * half)
+            phi = flat.reshape(batch, heads, half, length).permute(0, 1, 3, 2)
+        else:
+            phi = phi * weights["conv"].float().reshape(geometry.kv_heads, 1, half)
+        if self.gate:
+            phi = phi * state[..., half:].float()
+        return phi * (self.max_angle * rotary_inv_freq(self.rope_theta, geometry.head_dim).to(phi.device))
