@@ -139,13 +139,21 @@ def _key(label: str, said: list[str]) -> Result:
         for depth, word in zip((0.1, 0.9), said, strict=True)
     ]  # fmt: skip
     return Result(
-        task="passkey", protocol="forced", label=label, model={}, options={}, lengths=[9000], rows=rows, n_scored_tokens=2
+        task="passkey",
+        protocol="forced",
+        label=label,
+        model={},
+        options={},
+        lengths=[9000],
+        rows=rows,
+        n_scored_tokens=2,
     )
 
 
 def _curve(label: str, values: list[float | None]) -> Result:
     rows = [
-        {"length": 4096, "start": 1024 * i, "end": 1024 * (i + 1), "perplexity": value} for i, value in enumerate(values)
+        {"length": 4096, "start": 1024 * i, "end": 1024 * (i + 1), "perplexity": value}
+        for i, value in enumerate(values)
     ]
     model: dict[str, Any] = {"name": "tiny", "positions": {"trained_length": 2048}}
     return Result(
