@@ -1,6 +1,6 @@
 # make demo   the whole path on a real model (full: under 25 minutes on 2 cores; make demo QUICK=1: under 5)
 # make test   the tests                        make lint   style, types, import contracts
-# make lock   write requirements.lock anew from a fresh environment
+# make lock   write requirements.lock anew from a fresh environment      make readme  the tables of README.md anew
 # All of them first build .venv; that and the demo's model and text need the package registry, nothing after does.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ OUTPUT ?= demo-output
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test slow lint format lock setup clean
+.PHONY: demo test slow lint format readme lock setup clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -40,6 +40,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+readme: $(STAMP)
+	$(BIN)/python -m tests.readme
 
 # torch is pinned in the same call as everything else, so that pip cannot swap it; "+cpu" is dropped from its version,
 # since the local build tag does not exist on every registry.

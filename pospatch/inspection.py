@@ -108,12 +108,16 @@ def _summary(doc: str) -> str:
 
 def catalogue_markdown() -> str:
     """The catalogue as a Markdown table, sorted by family; the README holds exactly this."""
-    rows = ["| method | family | what it does | site | needs | source |", "|---|---|---|---|---|---|"]
-    for name, entry in sorted(methods().items(), key=lambda item: (item[1]["family"], item[0])):
-        rows.append(
-            f"| `{name}` | {entry['family']} | {entry['summary']} | {entry['site']} | {entry['needs']} | {entry['source']} |"
-        )
-    return "\n".join(rows) + "\n"
+    by_family = sorted(methods().items(), key=lambda item: (item[1]["family"], item[0]))
+    columns = ("family", "summary", "site", "needs", "source")
+    rows = [[f"`{name}`", *(entry[column] for column in columns)] for name, entry in by_family]
+    return _markdown(["method", "family", "what it does", "site", "needs", "source"], rows)
+
+
+def _markdown(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; a bar inside a cell is escaped."""
+    cells = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
 
 
 def hosts() -> dict[str, str]:
@@ -127,9 +131,10 @@ def hosts_markdown() -> str:
     """The families as a Markdown table, a row a wiring, in the order of the registry; the README holds exactly this."""
     from pospatch.hosts import HOSTS
 
-    rows = ["| wiring | families (`model_type`) | note |", "|---|---|---|"]
-    rows += [f"| {host.wiring} | {', '.join(host.families)} | {host.note} |" for host in HOSTS]
-    return "\n".join(rows) + "\n"
+    return _markdown(
+        ["wiring", "families (`model_type`)", "note"],
+        [[host.wiring, ", ".join(host.families), host.note] for host in HOSTS],
+    )
 
 
 def _table(seen: Inspection) -> str:

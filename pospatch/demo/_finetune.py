@@ -33,7 +33,9 @@ def finetune(stage: Stage) -> dict[str, Any]:
     results: dict[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     for name in ("base", "target"):
         before, after = results["before"][name], results["after"][name]
-        stage.say(f"  with {before['length']:>6} tokens of context: perplexity {_number(before)} before, {_number(after)} after")
+        stage.say(
+            f"  with {before['length']:>6} tokens of context: perplexity {_number(before)} before, {_number(after)} after"
+        )
     stage.say(f"  {plan.steps} steps of {plan.sequence_length} tokens took {results['seconds']:.0f} s")
     return {"command": _readable(started), "folder": folder.name, **results}
 

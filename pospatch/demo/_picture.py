@@ -17,6 +17,7 @@ _BEFORE, _AFTER = "#9db7cc", "#0072B2"
 def picture(curves: Sequence[Result], keys: Sequence[Result], tuned: dict[str, Any]) -> Any:
     """The figure, not yet saved."""
     sheet = figure(14, 4.6)
+    sheet.get_layout_engine().set(w_pad=0.12)
     left, middle, right = sheet.subplots(1, 3, width_ratios=[1.9, 1.15, 1])
     draw_perplexity(left, curves)
     left.set_title("SmolLM2-135M reads the King James Bible, no training", fontsize=10, loc="left")
@@ -35,9 +36,13 @@ def _draw_keys(axes: Any, results: Sequence[Result]) -> None:
         for across, row in enumerate(result.rows):
             answer = row["answers"][0]
             verdict = "read" if answer["right"] else f"said {_shown(answer['said'])}"
-            axes.text(across, down, f"{answer['key']}\n{verdict}", ha="center", va="center", fontsize=8)
+            axes.text(across, down, f"{answer['key']}\n{verdict}", ha="center", va="center", fontsize=9)
     axes.set_xticks(range(len(results[0].rows)), [f"{row['depth']:.0%} deep" for row in results[0].rows])
     axes.set_yticks(range(len(results)), [result.label.replace(" x", "\nx") for result in results])
+    for border in range(1, len(results)):
+        axes.axhline(border - 0.5, color="white", lw=2)
+    for border in range(1, len(results[0].rows)):
+        axes.axvline(border - 0.5, color="white", lw=2)
     axes.set_title(f"a key hidden in {results[0].lengths[0]} tokens, no training", fontsize=10, loc="left")
     _bare(axes)
 

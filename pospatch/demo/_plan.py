@@ -43,7 +43,7 @@ class Plan:
 YARN = ("yarn", {"factor": 2.0})
 QUICK = Plan(
     minutes=4.5,
-    length=11264,
+    length=12288,
     bucket=1024,
     methods=(YARN,),
     key_length=9728,
