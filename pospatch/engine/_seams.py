@@ -50,7 +50,8 @@ def carry(
     hidden = args[0] if args else kwargs["hidden_states"]
     name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
     cache = kwargs.get(name)
-    call = _call(module, state, hidden, kwargs.get("position_ids"), self_attention(cache))
+    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+    call = _call(module, state, hidden, kwargs.get("position_ids"), mask, self_attention(cache))
     changed = {**kwargs, KEYWORD: call}
     if cache is not None:
         changed[name] = CacheView(cache, call)
@@ -59,7 +60,7 @@ def carry(
     return args, changed
 
 
-def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor | None, cache: Any) -> Call:
+def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor | None, mask: Any, cache: Any) -> Call:
     if position_ids is not None and position_ids.dim() != 2:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
@@ -74,11 +75,23 @@ def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor 
             seen = seen.clone() if torch.compiler.is_compiling() or not state.needs_key_positions else int(seen)
         offset = cache.get_mask_sizes(length, layer)[1]
     if position_ids is None:
-        position_ids = (torch.arange(length, device=hidden.device) + seen)[None]
+        position_ids = _counted(mask, length, seen, hidden.device)
     call = Call(state=state, positions=position_ids, cache=cache, seen=seen, offset=offset, hidden=hidden)
     if cache is not None and state.needs_key_positions and isinstance(seen, int) and not torch.compiler.is_compiling():
         call.record = extend_record(cache, seen, position_ids, hidden.shape[0])
     return call
+
+
+def _counted(mask: Any, length: int, seen: Any, device: torch.device) -> Tensor:
+    """Positions (batch or 1, length) where the family hands none on: tokens counted without the pads before them.
+
+    A pad is a token that does not see itself.
+    """
+    if torch.is_tensor(mask) and mask.dim() == 4 and mask.shape[-2:] == (length, length):
+        own = mask[:, 0].diagonal(dim1=1, dim2=2)
+        real = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+        return (real.long().cumsum(1) - 1).clamp(min=0)
+    return (torch.arange(length, device=device) + seen)[None]
 
 
 def identity_rotation(value: Any) -> Any:

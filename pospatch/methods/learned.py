@@ -9,8 +9,8 @@ from torch import Tensor
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Embedding, Index
-from pospatch.methods._options import choice, integer, number
 from pospatch.methods._documents import Strided
+from pospatch.methods._options import choice, integer, number
 from pospatch.methods._table import grid, interpolate, tile
 
 

@@ -82,7 +82,10 @@ class SelectiveRoPE(SummedRotation):
             "conv": conv,
         }
         if self.gate:
-            found |= {"gate": torch.zeros(geometry.kv_heads, geometry.width), "gate_bias": torch.zeros(geometry.kv_heads)}
+            found |= {
+                "gate": torch.zeros(geometry.kv_heads, geometry.width),
+                "gate_bias": torch.zeros(geometry.kv_heads),
+            }
         return found
 
     def state(self, hidden: Tensor, weights: Weights, geometry: Geometry) -> Tensor:

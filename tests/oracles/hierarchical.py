@@ -1,3 +1,4 @@
+BATTERY = {"factor": 2.0}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"factor": 5.0}, {"alpha": 0.3, "length": 100}, {"alpha": 0.7}]
 
 

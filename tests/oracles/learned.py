@@ -1,5 +1,6 @@
 import torch
 
+BATTERY = {"factor": 2.0}  # acts within the few tokens of the battery
 VARIANTS = [
     {},
     {"factor": 2.5},

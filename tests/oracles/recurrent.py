@@ -1,3 +1,4 @@
+BATTERY = {"period": 8}  # acts within the few tokens of the battery
 VARIANTS = [{}, {"period": 7}, {"factor": 9.0}]
 
 
