@@ -25,11 +25,12 @@ $(STAMP): requirements.lock pyproject.toml
 demo: $(STAMP)
 	$(BIN)/pospatch demo $(if $(QUICK),--quick) --output $(OUTPUT)
 
+# one thread a process, and as many processes as there are cores: tiny models gain nothing from threads
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 slow: $(STAMP)
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8 -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
