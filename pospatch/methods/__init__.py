@@ -1,7 +1,8 @@
 """The positional methods: pure torch, one file each, registry name = file stem. See pospatch.registry to find them by name.
 
-The kinds of methods and the options' checks are public here, for methods of your own: `from pospatch.methods import Bias, number`.
-They are imported when first asked for, so that importing this package loads no torch.
+The kinds of methods and the options' checks are public here, for methods of your own:
+`from pospatch.methods import Bias, number`. They are imported when first asked for, so that importing this package
+loads no torch.
 """
 
 from __future__ import annotations
