@@ -180,9 +180,13 @@ def test_apply_refuses_and_writes_nothing(llama: Path, tmp_path: Path, words: tu
     assert not (tmp_path / "out").exists()
 
 
-def test_apply_refuses_a_file_as_output(llama: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_made(llama: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    assert "is a file" in refused("apply", llama, "yarn", "-o", "factor=2", "--output", tmp_path / "file")
+    message = "file, which cannot be made"
+    assert message in refused("apply", llama, "yarn", "-o", "factor=2", "--output", tmp_path / "file")
+    assert message in refused(
+        "evaluate", llama, "passkey", "--lengths", "400", "--output", tmp_path / "file" / "result"
+    )
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,17 @@ def test_the_recipe_takes_the_demos_flags(plan: demo.Plan, tmp_path: Path) -> No
     assert arguments.data.target_length == plan.target_length
 
 
+def test_the_full_demo_fine_tunes_as_the_yaml_file_says(tmp_path: Path) -> None:
+    words = _finetune.command(_finetune.recipes(), demo.FULL, tmp_path)
+    config = words[words.index("--config") :]
+    changed = {"output_dir", "disable_tqdm", "logging_dir"}
+    ours, files = (
+        {name: value for name, value in parse(argv).config.items() if name not in changed}
+        for argv in (config, config[:2])
+    )
+    assert ours == files
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_is_possible_and_within_its_promise(name: str) -> None:
     plan = PLANS[name]

@@ -19,6 +19,7 @@ from pospatch.evaluate._progress import bar
 __all__ = ["command", "finetune", "recipes"]
 
 _EVALUATIONS = 4  # two lengths before, two after
+_LAST = 256
 
 
 def finetune(stage: Stage) -> dict[str, Any]:
@@ -40,20 +41,15 @@ def finetune(stage: Stage) -> dict[str, Any]:
     return {"command": _readable(started), "folder": folder.name, **results}
 
 
-_LAST = 256
-
-
 def command(recipes: Path, plan: Plan, output: Path) -> list[str]:
     """The words of the command line that starts the run."""
     flags = {
         "text": plan.text,
         "max_steps": plan.steps,
-        "train_tokens": plan.steps * plan.sequence_length,
         "sequence_length": plan.sequence_length,
         "base_length": plan.base_length,
         "target_length": plan.target_length,
         "eval_last": _LAST,
-        "save_steps": plan.steps,
         "disable_tqdm": "true",
         "output_dir": output,
     }

@@ -17,7 +17,8 @@ _BEFORE, _AFTER = "#9db7cc", "#0072B2"
 def picture(curves: Sequence[Result], keys: Sequence[Result], tuned: dict[str, Any]) -> Any:
     """The figure, not yet saved."""
     sheet = figure(14, 4.6)
-    sheet.get_layout_engine().set(w_pad=0.12)
+    layout: Any = sheet.get_layout_engine()
+    layout.set(w_pad=0.12)  # inches between the panels
     left, middle, right = sheet.subplots(1, 3, width_ratios=[1.9, 1.15, 1])
     draw_perplexity(left, curves)
     left.set_title("SmolLM2-135M reads the King James Bible, no training", fontsize=10, loc="left")

@@ -23,7 +23,9 @@ class Plan:
         depths: where the key stands, 0 at the start to 1 at the end.
         steps: of the fine-tuning run.
         sequence_length: of a training sequence.
-        base_length, target_length: held-out windows measured before and after fine-tuning.
+        base_length, target_length: context in front of the held-out tokens measured before and after fine-tuning.
+
+    `FULL` fine-tunes exactly as the recipe's YAML file says.
     """
 
     minutes: float
@@ -43,19 +45,19 @@ class Plan:
 YARN = ("yarn", {"factor": 2.0})
 QUICK = Plan(
     minutes=4.5,
-    length=12288,
-    bucket=1024,
+    length=11776,
+    bucket=512,
     methods=(YARN,),
     key_length=9728,
     key_methods=("yarn",),
     depths=(0.05,),
-    steps=4,
+    steps=3,
     sequence_length=1024,
-    base_length=1024,
-    target_length=4096,
+    base_length=512,
+    target_length=2048,
 )
 FULL = Plan(
-    minutes=22,
+    minutes=20,
     length=16384,
     bucket=1024,
     methods=(YARN, ("dynamic_ntk", {"factor": 2.0})),
@@ -65,5 +67,5 @@ FULL = Plan(
     steps=12,
     sequence_length=2048,
     base_length=2048,
-    target_length=12288,
+    target_length=16384,
 )

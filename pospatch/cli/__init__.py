@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from typer.core import TyperGroup
 
+from pospatch.cli._input import lengths_of, load, made, options_of, patched, text_of, tokenizer_of
+from pospatch.cli._show import describe, out, show_rows
 from pospatch.errors import BadOption, PospatchError, suggest
 
 __all__ = ["app", "main"]
@@ -41,7 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Change how an existing transformers model knows the order of its tokens.",
 )
-out = Console(highlight=False)
 
 ModelPath = Annotated[
     str, typer.Argument(help="Folder or Hub repository of a model, or smollm2-135m (from the package registry).")
@@ -52,7 +49,6 @@ Options = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 DataType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
-_DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @app.command()
@@ -63,7 +59,7 @@ def inspect(model: ModelPath, auto: AutoClass = "AutoModel", as_json: AsJson = F
     """
     import pospatch
 
-    seen = pospatch.inspect(_load(model, auto, "auto"))
+    seen = pospatch.inspect(load(model, auto, "auto"))
     typer.echo(json.dumps(seen.to_dict(), indent=2) if as_json else str(seen))
 
 
@@ -85,8 +81,8 @@ def methods(
             raise BadOption("--markdown prints the whole catalogue and goes with no name, model or --json")
         return typer.echo(inspection.catalogue_markdown(), nl=False)
     if name_or_model in registry.names():
-        return _describe(str(name_or_model), as_json)
-    loaded = _load(name_or_model, auto, "auto", also=registry.names()) if name_or_model else None
+        return describe(str(name_or_model), as_json)
+    loaded = load(name_or_model, auto, "auto", also=registry.names()) if name_or_model else None
     catalogue = inspection.methods(loaded)
     if as_json:
         return typer.echo(json.dumps(catalogue, indent=2))
@@ -135,17 +131,16 @@ def apply(
     """
     import pospatch
 
-    if output.exists() and not output.is_dir():
-        raise BadOption(f"--output {output} is a file; give a folder")
-    patched = _patched(_load(model, auto, dtype), method, option)
-    patched.save_pretrained(output)
-    tokenizer = _tokenizer(model)
+    changed = patched(load(model, auto, dtype), method, option)
+    changed.save_pretrained(made(output))
+    tokenizer = tokenizer_of(model)
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
-    out.print(str(pospatch.inspect(patched)))
-    native = patched.config.pospatch["native"]
+    out.print(str(pospatch.inspect(changed)))
+    native = changed.config.pospatch["native"]
     out.print(
-        f"saved to {output}: " + ("plain transformers loads it" if native else "loads where pospatch is imported")
+        f"saved to {output}: " + ("plain transformers loads it" if native else "loads where pospatch is imported"),
+        soft_wrap=True,
     )
 
 
@@ -173,16 +168,17 @@ def evaluate(
 
     if task not in tasks.tasks():
         raise BadOption(f"unknown task {task!r}.{suggest(task, tasks.tasks())} Tasks: {', '.join(tasks.tasks())}")
-    keywords: dict[str, Any] = {"lengths": _lengths(lengths), "path": output, **_options(set_, "--set")}
-    keywords |= _text_of(task, text)
+    keywords: dict[str, Any] = {"lengths": lengths_of(lengths), "path": output, **options_of(set_, "--set")}
+    keywords |= text_of(task, text)
+    made(output.parent)  # found out now rather than after hours
     if option and method is None:
         raise BadOption(f"-o {option[0]} is an option of a method: say which with --method")
-    tokenizer = _tokenizer(model, needed=True)
-    loaded = _load(model, "AutoModelForCausalLM", dtype)
+    tokenizer = tokenizer_of(model, needed=True)
+    loaded = load(model, "AutoModelForCausalLM", dtype)
     if method is not None:
-        _patched(loaded, method, option)
+        patched(loaded, method, option)
     result = tasks.run(task, loaded, tokenizer, **keywords)
-    _rows(result.rows)
+    show_rows(result.rows)
     out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
 
 
@@ -203,125 +199,3 @@ def demo(
 def main() -> None:
     """Entry point."""
     app()
-
-
-def _load(path: str | None, auto: str, dtype: str, also: Sequence[str] = ()) -> Any:
-    """A model ready to be measured; `also` are names that may have been meant instead of a path."""
-    import transformers
-
-    import pospatch
-
-    auto_class = getattr(transformers, auto, None)
-    if auto_class is None or not auto.startswith("AutoModel"):
-        raise BadOption(f"--auto={auto} must name an AutoModel class of transformers, e.g. AutoModelForCausalLM")
-    if dtype not in _DTYPES:
-        raise BadOption(f"--dtype={dtype} must be one of {', '.join(_DTYPES)}")
-    _check_folder(path)
-    try:
-        return pospatch.from_pretrained(auto_class, _resolved(path), dtype=dtype).eval()
-    except PospatchError:
-        raise
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        hint = suggest(str(path), also)
-        raise BadOption(
-            f"no model could be loaded from {path!r} with {auto}.{hint} transformers says: {reason}"
-        ) from None
-
-
-def _tokenizer(path: str, needed: bool = False) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(_resolved(path))
-    except (OSError, ValueError) as error:
-        if needed:
-            raise BadOption(
-                f"no tokenizer could be loaded from {path!r}, and a text is read with one: {' '.join(str(error).split())}"
-            ) from None
-        typer.echo(f"no tokenizer at {path} ({type(error).__name__}); only the model is saved", err=True)
-        return None
-
-
-def _check_folder(path: str | None) -> None:
-    """A path that cannot be a repository gets a plain message instead of the Hub's."""
-    if path is not None and path.startswith(("/", "./", "../", "~")) and not Path(path).expanduser().is_dir():
-        raise BadOption(f"there is no folder {path}; give a folder with a model, or a Hub repository")
-
-
-def _resolved(path: str | None) -> Any:
-    from pospatch import assets
-
-    if path is None or not path.startswith("~"):
-        return path and assets.model(path)
-    return str(Path(path).expanduser())
-
-
-def _patched(model: Any, method: str, options: list[str]) -> Any:
-    import pospatch
-
-    return pospatch.apply(model, method.split("+") if "+" in method else method, **_options(options))
-
-
-def _lengths(words: str) -> list[int]:
-    try:
-        return [int(word) for word in words.split(",")]
-    except ValueError:
-        raise BadOption(f"--lengths={words} must be integers separated by commas, e.g. 4096,16384") from None
-
-
-def _text_of(task: str, text: str | None) -> dict[str, Any]:
-    """The text as a keyword of a task that reads one; naming one for another task is an error."""
-    from pospatch import assets
-
-    if task == "perplexity":
-        return {"text": assets.text(text or "kjv")}
-    if text is not None:
-        raise BadOption(f"--text={text} would be ignored: {task} reads no text of yours")
-    return {}
-
-
-def _options(items: list[str], flag: str = "-o") -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is read as a Python literal where it is one, else as a word."""
-    options: dict[str, Any] = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals or not name.isidentifier():
-            raise BadOption(
-                f"{flag} {item} must be NAME=VALUE, e.g. {flag} {'factor=2' if flag == '-o' else 'bucket=1024'}"
-            )
-        if name in options:
-            raise BadOption(f"{flag} {name} is given twice")
-        try:
-            options[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            options[name] = value
-    return options
-
-
-def _rows(rows: list[dict[str, Any]]) -> None:
-    table = Table(*(name for name in rows[0] if name != "answers"))
-    for row in rows:
-        shown = [value for name, value in row.items() if name != "answers"]
-        table.add_row(*(f"{value:.4g}" if isinstance(value, float) else str(value) for value in shown))
-    out.print(table)
-
-
-def _describe(name: str, as_json: bool) -> None:
-    from inspect import cleandoc
-
-    from pospatch import inspection, registry
-
-    if as_json:
-        return typer.echo(json.dumps({name: inspection.methods()[name]}, indent=2))
-    method = registry.method_class(name)
-    out.print(f"[b]{name}[/b]  ({method.family}, site: {method.slot}, needs: {method.needs})\n")
-    out.print(cleandoc(method.__doc__ or ""), markup=False)
-    out.print("\nOptions:")
-    for item in fields(method):
-        default = "required" if item.default is MISSING else f"default {item.default}"
-        out.print(f"  {item.name} ({item.type}): {default}", markup=False)
-
-
-if __name__ == "__main__":
-    main()
