@@ -629,6 +629,24 @@ def test_levels_refuse_what_they_cannot_know(name: str) -> None:
     tiny.logits(model, tokens)  # nothing of a failed call stays
 
 
+def test_what_needs_no_forward_compiles_whole() -> None:
+    """Positions that follow from positions, and drawn ones in evaluation, leave one graph."""
+    tokens = tiny.ids(2, 20)
+    for host, stack in (
+        ("llama", ["grouped"]),
+        ("gpt2", ["alibi", "recurrent"]),
+        ("llama", [("yarn", {"factor": 4.0}), "pose"]),
+        ("gpt2", [("sinusoidal", {"learned_scale": True})]),
+        ("bert", [("learned", {"factor": 2, "resize": "grid"})]),
+    ):
+        torch._dynamo.reset()
+        model = pospatch.apply(tiny.build(host), stack)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            kwargs = {} if host == "bert" else {"use_cache": False}
+            assert torch.equal(compiled(input_ids=tokens, **kwargs).logits, tiny.logits(model, tokens))
+
+
 # both -----------------------------------------------------------------------------------------------------------------
 
 

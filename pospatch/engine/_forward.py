@@ -41,12 +41,14 @@ class Watch:
         """Forward pre-hook: notes the call's rows, pads and tokens; in training draws a seed from torch's own generator."""
         forward = self._facts(module, args, kwargs) if self.needed(module.training) else NOTHING
         if forward is not NOTHING:
-            self.now[get_ident()] = forward
+            self.now[_here()] = forward
         return (args, {**kwargs, FORWARD: forward}) if self.carried else None
 
     def ends(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook: forgets; the cache that was filled keeps the tokens."""
-        forward = self.now.pop(get_ident(), None)
+        if not self.needed(module.training):
+            return
+        forward = self.now.pop(_here(), None)
         if self.method.by_token and forward is not None:
             cache = self_attention(getattr(output, "past_key_values", None))
             if cache is not None and forward.tokens is not None:
@@ -60,7 +62,7 @@ class Watch:
         """What is known of this call's forward."""
         if not self.needed(training):
             return NOTHING
-        found = carried if carried is not None else self.now.get(get_ident())
+        found = carried if carried is not None else self.now.get(_here())
         if found is None or found is NOTHING:
             raise UnsupportedHost(
                 f"{self.method.name} was asked for positions outside a forward of the model, as happens where gradient "
@@ -91,6 +93,11 @@ class Watch:
             real=real,
             tokens=_tokens(method, ids, real, cache, seen) if method.by_token else None,
         )
+
+
+def _here() -> int:
+    """This thread; a compiled graph holds the whole forward, so that nothing is shared there."""
+    return 0 if torch.compiler.is_compiling() else get_ident()
 
 
 def _tokens(method: Index, ids: Tensor | None, real: Tensor | None, cache: Any, seen: int) -> Tensor:

@@ -51,7 +51,7 @@ class Reindex:
         if forward is not NOTHING and positions.shape[0] == 1:
             positions = positions.expand(forward.rows, -1)
         choose = self.method.positions if self.absolute else self.method.relative
-        return choose(positions, self.geometry, forward)
+        return choose(positions, self.geometry, forward.to(positions.device))
 
     def rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of a rotary module: its second argument, or `position_ids`, holds the positions."""

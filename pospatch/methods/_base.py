@@ -7,7 +7,7 @@ are declared by `weights` and owned by the engine, which hands them back by name
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 import torch
@@ -166,6 +166,11 @@ class Forward:
     rows: int = 1
     real: Tensor | None = None
     tokens: Tensor | None = None
+
+    def to(self, device: torch.device) -> Forward:
+        """The same with its tensors on a device."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **moved) if moved else self
 
     def generator(self) -> torch.Generator | None:
         """A generator on the CPU at the start of this forward's draw, the same for all who ask; None in evaluation."""
