@@ -7,7 +7,7 @@ are declared by `weights` and owned by the engine, which hands them back by name
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar
 
 import torch
@@ -169,8 +169,8 @@ class Forward:
 
     def to(self, device: torch.device) -> Forward:
         """The same with its tensors on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved) if moved else self
+        real, tokens = (None if held is None else held.to(device) for held in (self.real, self.tokens))
+        return Forward(seed=self.seed, rows=self.rows, real=real, tokens=tokens)
 
     def generator(self) -> torch.Generator | None:
         """A generator on the CPU at the start of this forward's draw, the same for all who ask; None in evaluation."""
