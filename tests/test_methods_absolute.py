@@ -30,9 +30,11 @@ def _of(*kinds: type) -> list[str]:
 
 
 TABLES, INDICES, NOTHING = _of(Embedding), _of(Index), _of(Nothing)
+LEVELS = [name for name in INDICES if _CLASSES[name].two_levels]
+INDICES = [name for name in INDICES if name not in LEVELS]
 DRAWN = [name for name in INDICES if _CLASSES[name].training_only]
 FIXED = [name for name in INDICES if name not in DRAWN]
-EVERY = [*TABLES, *INDICES, *NOTHING]
+EVERY = [*TABLES, *INDICES, *LEVELS, *NOTHING]
 
 
 def geometry(*, rows: int | None = 24, width: int = 64, **changes: Any) -> Geometry:
@@ -71,12 +73,11 @@ def cases(group: list[str]) -> list[Any]:
 
 
 def refused(method: Method, where: Geometry) -> bool:
-    """True where the method says, with a reason, that it does not fit."""
+    """True where the method says, with its name, that it does not fit."""
     try:
         method.fits(where)
     except (UnsupportedHost, BadOption) as error:
-        assert method.name in str(error)
-        return True
+        return method.name in str(error)
     return False
 
 
@@ -88,6 +89,7 @@ def test_every_method_has_an_oracle() -> None:
     assert len(TABLES) >= 3
     assert len(FIXED) >= 2
     assert len(DRAWN) >= 2
+    assert len(LEVELS) >= 1
     assert [n for n in DRAWN if not hasattr(oracle(n), "outcomes")] == []
 
 
@@ -126,7 +128,8 @@ def test_the_same_length_is_the_identity(resize: str | None) -> None:
         if where.table is not None:
             assert torch.equal(build("learned", resize=resize).table(where), where.table)
             assert torch.equal(build("learned", length=where.length, resize=resize).table(where), where.table)
-    assert torch.equal(build("hierarchical", factor=1.0).table(where := geometry()), where.table)
+    where = geometry()
+    assert torch.equal(build("hierarchical", factor=1.0).table(where), where.table)
 
 
 @pytest.mark.parametrize("resize", ["linear", "cubic"])
@@ -400,10 +403,54 @@ def test_documents() -> None:
     assert length.tolist() == [[3, 3, 3, 2, 2, 7, 7], [0, 0, 5, 5, 5, 5, 5]]
 
 
+@pytest.mark.parametrize("method", cases(LEVELS))
+def test_levels_equal_the_oracle(method: Index) -> None:
+    where, generator = geometry(rows=6), torch.Generator().manual_seed(1)
+    tokens = torch.randint(1, 12, (3, 60), generator=generator)
+    tokens[0, :2] = tokens[1, 30:32] = 3  # a segment of one token, first and in the middle
+    positions = torch.arange(60)[None].expand(3, -1)
+    forward = Forward(rows=3, tokens=tokens)
+    absolute, relative = (f(positions, where, forward) for f in (method.positions, method.relative))
+    for row in range(3):
+        places, numbers = oracle(method.name).oracle(method, where, tokens[row].tolist())
+        assert absolute[row].tolist() == places
+        assert relative[row].tolist() == numbers
+    assert (absolute == 5).sum() > 3  # the last row is reached and stays
+    for start in (0, 1, 25, 59):  # with a cache: all tokens are known, the last positions are asked for
+        for size in {1, 60 - start}:
+            part = Forward(rows=3, tokens=tokens[:, : start + size])
+            assert torch.equal(
+                method.positions(positions[:, start : start + size], where, part), absolute[:, start : start + size]
+            )
+            assert torch.equal(
+                method.relative(positions[:, start : start + size], where, part), relative[:, start : start + size]
+            )
+
+
+@pytest.mark.parametrize("method", cases(LEVELS))
+def test_levels_do_not_see_pads_and_start_with_each_document(method: Index) -> None:
+    where, tokens = geometry(rows=50), torch.randint(1, 12, (1, 20), generator=torch.Generator().manual_seed(2))
+    alone = [f(torch.arange(20)[None], where, Forward(tokens=tokens)) for f in (method.positions, method.relative)]
+    padded = torch.cat((torch.full((1, 7), -1), tokens), dim=1)
+    for pad in (0, 1):
+        positions = torch.cat((torch.full((1, 7), pad), torch.arange(20)[None]), dim=1)
+        beside = [f(positions, where, Forward(tokens=padded)) for f in (method.positions, method.relative)]
+        assert all(torch.equal(a, b[:, 7:]) for a, b in zip(alone, beside, strict=True))
+    packed = torch.cat((tokens, tokens), dim=1)
+    positions = torch.arange(20).repeat(2)[None]
+    both = [f(positions, where, Forward(tokens=packed)) for f in (method.positions, method.relative)]
+    assert torch.equal(both[0][:, 20:], alone[0])
+    assert torch.equal(both[1][:, 20:] - both[1][:, 20:21], alone[1])  # only differences count
+
+
 # what every method of the catalogue owes ---------------------------------------------------------------------------------
 
 
 BAD = [math.nan, math.inf, -math.inf, -4.0, 1e308, True, "4", [4], {}, 2 + 1j]
+
+
+def required(name: str) -> dict[str, Any]:
+    return getattr(oracle(name), "VARIANTS", [{}])[0]
 
 
 def _numeric(name: str) -> list[tuple[str, Any]]:
@@ -418,9 +465,16 @@ def test_bad_values_raise_and_name_the_option(name: str) -> None:
     for option, kind in _numeric(name):
         for value in [*BAD, *([2.5, 10**12] if kind == "integer" else [])]:
             with pytest.raises(BadOption, match=option):
-                build(name, **{option: value})
+                build(name, **{**required(name), option: value})
     with pytest.raises(BadOption, match="facter"):
-        build(name, facter=2)
+        build(name, **required(name), facter=2)
+
+
+@pytest.mark.parametrize("name", LEVELS)
+@pytest.mark.parametrize("value", [3, "13", [], [2.5], [-1], [True], ["a"], [10**12], None])
+def test_bad_delimiters(name: str, value: Any) -> None:
+    with pytest.raises(BadOption, match="delimiters"):
+        build(name, delimiters=value)
 
 
 @pytest.mark.parametrize(

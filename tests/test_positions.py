@@ -21,7 +21,8 @@ from pospatch.registry import method_class, names
 from tests import tiny
 
 _CLASSES = {name: method_class(name) for name in names()}
-INDICES = [name for name, cls in _CLASSES.items() if issubclass(cls, Index)]
+LEVELS = [name for name, cls in _CLASSES.items() if issubclass(cls, Index) and cls.two_levels]
+INDICES = [name for name, cls in _CLASSES.items() if issubclass(cls, Index) and not cls.two_levels]
 DRAWN = [name for name in INDICES if _CLASSES[name].training_only]
 FIXED = [name for name in INDICES if name not in DRAWN]
 TABLES = [name for name, cls in _CLASSES.items() if issubclass(cls, Embedding)]
@@ -69,6 +70,14 @@ def snapshot(model: Any) -> Any:
     buffers = {name: value.clone() for name, value in model.named_buffers()}
     grads = [parameter.requires_grad for parameter in model.parameters()]
     return modules, hooks, state, buffers, grads, model.config.to_dict()
+
+
+def loud(model: Any) -> None:
+    """Random values in the patch's learned tensors: biases start at zero, where no position shows."""
+    generator = torch.Generator().manual_seed(11)
+    for name, parameter in model.named_parameters():
+        if ".pospatch." in name:
+            parameter.data.normal_(0.0, 1.0, generator=generator)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -123,8 +132,8 @@ def test_refused_where_nothing_reads_positions(name: str) -> None:
         pospatch.apply(model, name)
     assert torch.equal(before, tiny.logits(model, tokens))
     gpt2 = tiny.build("gpt2")
-    with pytest.raises(UnsupportedHost, match="'rope' takes their place"):
-        pospatch.apply(gpt2, ["rope", name])
+    with pytest.raises(UnsupportedHost, match="takes their place"):
+        pospatch.apply(gpt2, ["rope", "self_extend", name])
     with pytest.raises(BadOption, match="layers"):
         pospatch.apply(gpt2, name, layers=[0])
 
@@ -293,6 +302,13 @@ def losses(model: Any, batches: list[Tensor], seed: int = 3) -> tuple[list[float
     return [loss.item() for loss in out], [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
 
+def equal(first: tuple[list[float], list[Tensor]], second: tuple[list[float], list[Tensor]]) -> None:
+    """The same draws: losses and gradients agree to rounding."""
+    assert first[0] == pytest.approx(second[0], rel=1e-6)
+    for a, b in zip(first[1], second[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("host", READERS)
 @pytest.mark.parametrize("name", DRAWN)
 def test_evaluation_is_unchanged_and_training_draws(name: str, host: str) -> None:
@@ -320,12 +336,10 @@ def test_checkpointing_repeats_the_draw(name: str, host: str, reentrant: bool) -
     model = pospatch.apply(tiny.build(host), stack_for(name, host))
     batches = [tiny.ids(2, 20), tiny.ids(3, 11, seed=6)]
     plain = losses(model, batches)
-    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
     model.enable_input_require_grads()
     repeated = losses(model, batches)
-    assert plain[0] == repeated[0]
-    for a, b in zip(plain[1], repeated[1], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+    equal(plain, repeated)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -410,6 +424,227 @@ def test_a_cached_step_in_training_mode_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedHost, match="eval"):
         model.train()(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
     model.eval()(input_ids=tokens[:, :1], past_key_values=cache, use_cache=True)
+
+
+# positions that our own methods read inside attention ------------------------------------------------------------------
+
+STACKED = [
+    ("gpt2", ["rope"]),
+    ("gpt2", ["alibi"]),
+    ("opt", ["t5_bias"]),
+    ("bert", ["rope"]),
+    ("roberta", ["t5_bias"]),
+    ("t5", ["t5_bias"]),
+    ("bart", ["alibi"]),
+    ("llama", [("learned", {"length": 96})]),
+    ("llama", [("learned", {"length": 96}), "alibi"]),
+    ("gemma3", ["alibi"]),
+]
+
+
+@pytest.mark.parametrize(("host", "under"), STACKED)
+@pytest.mark.parametrize("name", DRAWN)
+def test_our_own_methods_read_drawn_positions(name: str, host: str, under: list[Any]) -> None:
+    model, base, tokens = tiny.build(host), tiny.build(host), tiny.ids(2, 20)
+    before, start = snapshot(model), tiny.logits(model, tokens)
+    pospatch.apply(model, [*under, (name, {"length": 96})])
+    pospatch.remove(model)
+    assert same(before, snapshot(model))
+    assert torch.equal(tiny.logits(model, tokens), start)
+    pospatch.apply(base, under)
+    pospatch.apply(model, [*under, (name, {"length": 96})])
+    for patched in (base, model):
+        loud(patched)
+    assert torch.equal(tiny.logits(model, tokens), tiny.logits(base, tokens))
+    batches = [tokens, tiny.ids(3, 11, seed=6)]
+    plain, still = losses(model, batches), losses(base, batches)
+    assert all(a != pytest.approx(b, rel=1e-5) for a, b in zip(plain[0], still[0], strict=True))
+    assert plain[0] == losses(model, batches)[0]
+    for reentrant in (True, False):
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        repeated = losses(model, batches)
+        model.disable_input_require_grads()
+        model.activation_checkpointing_disable()
+        equal(plain, repeated)
+
+
+@pytest.mark.parametrize("host", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", FIXED)
+def test_our_own_methods_read_fixed_positions(name: str, host: str) -> None:
+    """Rotated by ours at the oracle's positions, cached and at once; true positions still set the temperature."""
+    length = 2 * N - 5
+    wanted = torch.tensor([oracle(name).oracle(method_class(name)(), _geometry(), length)])
+    model, base, tokens = tiny.build(host), tiny.build(host), tiny.ids(2, length)
+    pospatch.apply(base, ["alibi"])
+    mask = torch.ones_like(tokens)
+    plain = tiny.logits(base, tokens, position_ids=wanted.expand(2, -1), attention_mask=mask)
+    pospatch.apply(model, ["alibi", name])
+    close(tiny.logits(model, tokens, attention_mask=mask), plain)
+    cache, parts = None, []
+    for start in range(0, length, 4):
+        out = model(input_ids=tokens[:, start : start + 4], past_key_values=cache, use_cache=True)
+        cache = out.past_key_values
+        parts.append(out.logits)
+    close(torch.cat(parts, dim=1), plain)
+    pospatch.apply(base, "logn")
+    true = tiny.logits(base, tokens)
+    assert not torch.equal(tiny.logits(pospatch.apply(model, "logn"), tokens), true)
+    again = (
+        pospatch.apply(tiny.build(host), ["alibi", "logn", (name, {"group_size": 1})]) if name == "grouped" else base
+    )
+    close(tiny.logits(again, tokens), true)
+
+
+def test_a_checkpoint_wrapper_around_blocks_repeats_the_draw() -> None:
+    """As FSDP does it: the block's own hooks run again with it."""
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper, checkpoint_wrapper
+
+    batches = [tiny.ids(2, 20), tiny.ids(3, 11, seed=6)]
+    for host, under in (("gpt2", ["alibi"]), ("llama", [("learned", {"length": 96}), "alibi"])):
+        model = pospatch.apply(tiny.build(host), [*under, ("pose", {"length": 96})])
+        plain = losses(model, batches)
+        blocks = model.transformer.h if host == "gpt2" else model.model.layers
+        for index, block in enumerate(blocks):
+            blocks[index] = checkpoint_wrapper(block)
+        assert isinstance(blocks[0], CheckpointWrapper)
+        repeated = losses(model, batches)
+        equal(plain, repeated)
+
+
+# two levels -------------------------------------------------------------------------------------------------------------
+
+DELIMITERS = [5, 9, 11, 20, 33, 47, 71, 90]
+RELATIVE = ["rope", "alibi"]
+
+
+def levels(host: str, relative: str, name: str, length: int = 12) -> Any:
+    """A short table in which places of long segments end, or a host's own table where it has one."""
+    table = "learned" if host in WITH_TABLE else ("learned", {"length": length})
+    return pospatch.apply(tiny.build(host), [table, relative, (name, {"delimiters": DELIMITERS})])
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_are_read_where_each_belongs(name: str) -> None:
+    """The plain llama with the table added by hand and rotated at the numbers of the segments."""
+    from pospatch.registry import build
+
+    model, tokens = levels("llama", "rope", name), tiny.ids(2, 50)
+    model.model.layers[0].pospatch_table.weight.data.normal_(0.0, 1.0)
+    method = build(name, delimiters=DELIMITERS)
+    found = [oracle(name).oracle(method, _geometry().with_(length=12), row) for row in tokens.tolist()]
+    places, numbers = (torch.tensor([item[i] for item in found]) for i in (0, 1))
+    assert numbers.max() > 3
+    assert places.max() >= 8
+    got = tiny.logits(model, tokens)
+    table = model.model.layers[0].pospatch_table.weight
+    plain = pospatch.remove(copy.deepcopy(model))
+    embeds = plain.get_input_embeddings()(tokens) + table[places]
+    wanted = plain(inputs_embeds=embeds, position_ids=numbers, attention_mask=torch.ones_like(tokens)).logits
+    close(got, wanted)
+    assert (got - tiny.logits(plain, tokens)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("host", ["llama", "gpt2", "opt", "bart"])
+@pytest.mark.parametrize("relative", RELATIVE)
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_decode_as_one_pass(name: str, relative: str, host: str) -> None:
+    model, tokens = levels(host, relative, name), tiny.ids(2, 30)
+    kwargs = {"input_ids": tokens} if host == "bart" else {}
+    ids = "decoder_input_ids" if host == "bart" else "input_ids"
+    whole = model(**{**kwargs, ids: tokens}).logits
+    for size in (1, 7):
+        cache, parts = None, []
+        for start in range(0, 30, size):
+            part = tokens[:, start : start + size]
+            out = model(**{**kwargs, ids: part}, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            parts.append(out.logits)
+        close(torch.cat(parts, dim=1), whole)
+    if host == "bart":
+        return
+    with torch.no_grad():
+        cache = model(input_ids=tokens, use_cache=True).past_key_values
+        cache.crop(-12)  # as after rejected tokens of an assistant
+        again = model(input_ids=tokens[:, 18:], past_key_values=copy.deepcopy(cache), use_cache=True).logits
+        close(again, whole[:, 18:])
+        twin = copy.deepcopy(cache)
+        del cache
+        twin.reorder_cache(torch.tensor([1, 0]))
+        turned = model(input_ids=tokens[:, 18:].flip(0), past_key_values=twin, use_cache=True).logits
+        close(turned, whole[:, 18:].flip(0))
+    mask = torch.ones_like(tokens)
+    mask[1, :9] = 0
+    where = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    padded = tiny.logits(model, tokens, attention_mask=mask, position_ids=where)
+    close(padded[1, 9:], tiny.logits(model, tokens[1:, 9:])[0])
+
+
+@pytest.mark.parametrize("host", ["llama", "gpt2", "bart"])
+@pytest.mark.parametrize("relative", RELATIVE)
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_follow_their_beams(name: str, relative: str, host: str) -> None:
+    """Beams hold different tokens, so different segments; they are reordered at each step."""
+    model, prompt = levels(host, relative, name), tiny.ids(3, 6)
+    kept = {"do_sample": False, "max_new_tokens": 16, "min_new_tokens": 16, "num_beams": 4}
+    with_cache = model.generate(prompt, **kept)
+    assert torch.equal(with_cache, model.generate(prompt, use_cache=False, **kept))
+
+
+@pytest.mark.parametrize("host", ["bert", "roberta", "bart", "gpt2", "llama"])
+@pytest.mark.parametrize("relative", RELATIVE)
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_train_save_and_go(name: str, relative: str, host: str, tmp_path: Any) -> None:
+    model, tokens = levels(host, relative, name), tiny.ids(2, 20)
+    wanted = tiny.logits(model, tokens)
+    batches = [tokens, tiny.ids(3, 11, seed=6)]
+    plain = losses(model, batches)
+    for reentrant in (True, False):
+        model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+        repeated = losses(model, batches)
+        model.disable_input_require_grads()
+        model.activation_checkpointing_disable()
+        equal(plain, repeated)
+    model.save_pretrained(tmp_path)
+    loaded = pospatch.from_pretrained(type(model), tmp_path)
+    assert torch.equal(tiny.logits(loaded, tokens), wanted)
+    assert torch.equal(tiny.logits(copy.deepcopy(model), tokens), wanted)
+    base = tiny.build(host)
+    assert torch.equal(tiny.logits(pospatch.remove(loaded), tokens), tiny.logits(base, tokens))
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_levels_refuse_what_they_cannot_know(name: str) -> None:
+    options = {"delimiters": DELIMITERS}
+    for host, under, lack in (("llama", [], "table"), ("gpt2", [], "bias"), ("t5", ["t5_bias"], "table")):
+        with pytest.raises(UnsupportedHost, match=lack):
+            pospatch.apply(tiny.build(host), [*under, (name, options)])
+    model, tokens = levels("llama", "rope", name), tiny.ids(1, 9)
+    with pytest.raises(UnsupportedHost, match="input_ids"):
+        model(inputs_embeds=model.get_input_embeddings()(tokens))
+    foreign = tiny.build("llama")(input_ids=tokens, use_cache=True).past_key_values
+    with pytest.raises(UnsupportedHost, match="not filled"):
+        model(input_ids=tokens, past_key_values=foreign, use_cache=True)
+    tiny.logits(model, tokens)  # nothing of a failed call stays
+
+
+def test_what_needs_no_forward_compiles_whole() -> None:
+    """Positions that follow from positions, and drawn ones in evaluation, leave one graph."""
+    tokens = tiny.ids(2, 20)
+    for host, stack in (
+        ("llama", ["grouped"]),
+        ("gpt2", ["alibi", "recurrent"]),
+        ("llama", [("yarn", {"factor": 4.0}), "pose"]),
+        ("gpt2", [("sinusoidal", {"learned_scale": True})]),
+        ("bert", [("learned", {"factor": 2, "resize": "grid"})]),
+    ):
+        torch._dynamo.reset()
+        model = pospatch.apply(tiny.build(host), stack)
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        with torch.no_grad():
+            kwargs = {} if host == "bert" else {"use_cache": False}
+            assert torch.equal(compiled(input_ids=tokens, **kwargs).logits, tiny.logits(model, tokens))
 
 
 # both -----------------------------------------------------------------------------------------------------------------

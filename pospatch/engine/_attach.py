@@ -87,20 +87,36 @@ def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
 
 def _reindex(plan: Plan, patch: Patch) -> None:
     method, table_method = plan.slots.get("positions"), plan.slots.get("embedding")
+    if not isinstance(method, Index):
+        if isinstance(table_method, Embedding):
+            _read_by_rule(plan, table_method, patch)
+        return
+    readers, firsts = positions.Readers(plan.model, method, patch.undo), plan.firsts()
+    for table in plan.sites.tables if plan.tables_read() else ():
+        geometry = firsts[stack_of(table.path, plan.paired)][1].with_(length=table.rows)
+        patch.readers[table.path] = readers.at_table(table, geometry)
+        if length := method.target_length(geometry):
+            embedding.regrow(table.parent, plan.sites.host.buffers, length, patch.undo)
+    for path, geometry in firsts.values():
+        if added := patch.kept.get((path, "table")):
+            layer = _first_path(path)
+            geometry = geometry.with_(length=added.weight.shape[0])
+            patch.readers[f"{layer}.{embedding.NAME}"] = readers.at_added(f"{layer}.{embedding.NAME}", added, geometry)
+    for path in plan.sites.rotary if plan.rotary_read() else ():
+        patch.readers[path] = readers.at_rotary(path, plan.reached(next(iter(plan.layers))))
+    for path, module in plan.sites.attention.items():
+        state = module._modules.get(KEYWORD)
+        if isinstance(state, State) and plan.attention_reads(state.methods):
+            patch.readers[path] = readers.at_attention(path, state, plan.reached(path))
+
+
+def _read_by_rule(plan: Plan, method: Embedding, patch: Patch) -> None:
+    """A table whose own method chooses the rows."""
     for table in plan.sites.tables:
         geometry = plan.firsts()[stack_of(table.path, plan.paired)][1]
-        own = table_method.reading(geometry) if isinstance(table_method, Embedding) else None
-        acting = method if isinstance(method, Index) and plan.tables_read() else own
-        if acting is not None:
-            readers = positions.Readers(plan.model, acting, patch.undo)
+        if (rule := method.reading(geometry)) is not None:
+            readers = positions.Readers(plan.model, rule, patch.undo)
             patch.readers[table.path] = readers.at_table(table, geometry.with_(length=table.rows))
-            if acting is method and (length := method.target_length(geometry.with_(length=table.rows))):
-                embedding.regrow(table.parent, plan.sites.host.buffers, length, patch.undo)
-    if isinstance(method, Index) and plan.rotary_read():
-        readers = positions.Readers(plan.model, method, patch.undo)
-        geometry = plan.reached(next(iter(plan.layers)))
-        for path in plan.sites.rotary:
-            patch.readers[path] = readers.at_rotary(path, geometry)
 
 
 def _add_states(plan: Plan, patch: Patch) -> None:
@@ -135,9 +151,14 @@ def _give_weights(plan: Plan, path: str, state: State, module: nn.Module, patch:
 
 
 def _first_layer(model: Any, path: str) -> nn.Module:
-    """The block of the first attention: the first ancestor that stands in a list of blocks."""
+    """The block of the first attention."""
+    return model.get_submodule(_first_path(path))
+
+
+def _first_path(path: str) -> str:
+    """The path of the first ancestor of an attention that stands in a list of blocks."""
     parts = path.split(".")
     for end, part in enumerate(parts):
         if part.isdigit():
-            return model.get_submodule(".".join(parts[: end + 1]))
-    return model.get_submodule(path)
+            return ".".join(parts[: end + 1])
+    return path

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pospatch.attention._parts import count, split
+from pospatch.engine._follow import keep
 from pospatch.engine._state import Call
 from pospatch.errors import UnsupportedHost
 
@@ -110,5 +111,5 @@ def extend_record(cache: Any, seen: int, positions: Tensor, batch: int) -> Tenso
     if past.shape[0] != batch:
         past = past.repeat_interleave(max(batch // past.shape[0], 1), dim=0)[:batch]
     record = torch.cat((past[:, :seen], positions), dim=1)
-    setattr(cache, RECORD, record)
+    keep(cache, RECORD, record)
     return record

@@ -26,7 +26,7 @@ def site_rows(plan: Plan) -> list[dict[str, Any]]:
         "score": "relative bias" if sites.bias else "",
     }
     paths = {
-        "positions": [*(t.path for t in sites.tables), *sites.rotary] if "positions" in plan.slots else [],
+        "positions": _reading(plan) if "positions" in plan.slots else [],
         "embedding": [table.path for table in sites.tables],
         "rotation": list(sites.rotary),
         "score": list(sites.attention),
@@ -38,6 +38,15 @@ def site_rows(plan: Plan) -> list[dict[str, Any]]:
         stays = native if native != "none" and not plan.clearing else "none"
         rows.append({"site": site, "native": native, "now": " + ".join(now) or stays, "modules": paths.get(site, [])})
     return rows
+
+
+def _reading(plan: Plan) -> list[str]:
+    """Modules that read the positions which an Index method chooses."""
+    sites = plan.sites
+    tables = [table.path for table in sites.tables] if plan.tables_read() else []
+    rotary = list(sites.rotary) if plan.rotary_read() else []
+    inside = [path for path, geometry in plan.layers.items() if plan.attention_reads(plan.acting(path, geometry))]
+    return [*tables, *rotary, *inside]
 
 
 def describe(model: Any) -> tuple[list[dict[str, Any]], int | None]:

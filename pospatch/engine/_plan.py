@@ -11,7 +11,7 @@ from pospatch.engine._geometry import layer_type, trained_length
 from pospatch.engine._sites import Sites, inv_freqs, label_of, stack_of
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
-from pospatch.methods._base import Bands, Embedding, Index, Method, Rotary, Scaling
+from pospatch.methods._base import Bands, Bias, Embedding, Index, Method, Rotary, Scaling
 
 __all__ = ["Plan"]
 
@@ -108,9 +108,9 @@ class Plan:
         """The geometry as an Index method sees it: its length is the number of positions that are known there."""
         geometry, top, table = self.layers[path], self.top, self.slots.get("embedding")
         length = None
-        if self.sites.tables:
-            length = table.rows(self.base[path]) if isinstance(table, Embedding) else None
-        elif isinstance(top, Rotary):
+        if isinstance(table, Embedding):
+            length = table.rows(self.base[path])
+        elif isinstance(top, Rotary) and not self.tables_read():
             length = top.target_length(geometry)
         return geometry.with_(length=length or geometry.length)
 
@@ -125,13 +125,29 @@ class Plan:
                 f"{table.name} reads its rows by a rule of its own and {method.name} by another; "
                 f"give {table.name} short='plain'"
             )
-        if self.tables_read() or self.rotary_read():
+        absolute = self.tables_read() or isinstance(table, Embedding)
+        relative = self.rotary_read() or any(
+            self.attention_reads(self.acting(path, geometry)) for path, geometry in self.layers.items()
+        )
+        if method.two_levels and not (absolute and relative):
+            lacks = "a rotary encoding or a bias" if absolute else "a table of positions"
+            raise UnsupportedHost(
+                f"{method.name} gives a table one position and a rotation or bias another, and here is no {lacks}; "
+                f"apply(model, ['learned', 'rope', ({method.name!r}, {{...}})])"
+            )
+        if absolute or relative:
             return
         holders = " and ".join(repr(item.name) for item in self.stack if item is not method)
         why = f"{holders} takes their place" if holders else "this model has neither"
         raise UnsupportedHost(
-            f"{method.name} changes the positions that a table or the host's own rotary module reads, and {why}"
+            f"{method.name} changes the positions that a table, a rotary module or a bias of ours reads, and {why}"
         )
+
+    @staticmethod
+    def attention_reads(acting: dict[str, Method]) -> bool:
+        """True where what acts inside an attention reads positions that an Index method may choose."""
+        score = acting.get("score")
+        return not isinstance(score, Bands) and (isinstance(score, Bias) or "rotary" in acting)
 
     def _check_bands(self, method: Bands) -> None:
         """Refuse what would change nothing: no layer sees beyond the first band."""

@@ -19,9 +19,11 @@ from torch import Tensor
 
 from pospatch.engine import score
 from pospatch.engine._cache import CacheView, extend_record, self_attention
+from pospatch.engine._forward import FORWARD
 from pospatch.engine._state import Call, State
 from pospatch.engine._view import PREFIX
 from pospatch.errors import SeamChanged, UnsupportedHost
+from pospatch.methods._base import Forward
 
 __all__ = ["KEYWORD", "carry", "dispatches", "is_cross", "register"]
 
@@ -46,12 +48,13 @@ def carry(
     """The pre-hook: hand one Call, and a view of the cache where it needs one, to this call of the module."""
     if is_cross(kwargs):
         return None
+    forward = kwargs.pop(FORWARD, None)
     state: State = module._modules[KEYWORD]  # type: ignore[assignment]
     hidden = args[0] if args else kwargs["hidden_states"]
     name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
     cache = kwargs.get(name)
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    call = _call(module, state, hidden, kwargs.get("position_ids"), mask, self_attention(cache))
+    call = _call(module, state, hidden, kwargs.get("position_ids"), mask, self_attention(cache), forward)
     changed = {**kwargs, KEYWORD: call}
     if cache is not None:
         changed[name] = CacheView(cache, call)
@@ -60,7 +63,15 @@ def carry(
     return args, changed
 
 
-def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor | None, mask: Any, cache: Any) -> Call:
+def _call(
+    module: nn.Module,
+    state: State,
+    hidden: Tensor,
+    position_ids: Tensor | None,
+    mask: Any,
+    cache: Any,
+    forward: Forward | None = None,
+) -> Call:
     if position_ids is not None and position_ids.dim() != 2:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
@@ -76,9 +87,17 @@ def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor 
         offset = cache.get_mask_sizes(length, layer)[1]
     if position_ids is None:
         position_ids = _counted(mask, length, seen, hidden.device)
-    call = Call(state=state, positions=position_ids, cache=cache, seen=seen, offset=offset, hidden=hidden)
+    read = position_ids
+    if state.reindex is not None and not state.proof:
+        if forward is None:
+            raise SeamChanged(
+                f"{type(module).__name__} was called without what {state.reindex.method.name} knows of this forward; this "
+                "family does not hand keyword arguments down to its attention"
+            )
+        read = state.reindex(position_ids, module.training, forward)
+    call = Call(state=state, positions=read, true=position_ids, cache=cache, seen=seen, offset=offset, hidden=hidden)
     if cache is not None and state.needs_key_positions and isinstance(seen, int) and not torch.compiler.is_compiling():
-        call.record = extend_record(cache, seen, position_ids, hidden.shape[0])
+        call.record = extend_record(cache, seen, read, hidden.shape[0])
     return call
 
 

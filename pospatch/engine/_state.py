@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bands, Contextual, Method, QueryScale, Rotary
+
+if TYPE_CHECKING:
+    from pospatch.engine.positions import Reindex
 
 __all__ = ["Call", "State"]
 
@@ -38,6 +41,7 @@ class State(nn.Module):
         self.still = still  # this layer's native rotation is replaced by the identity
         self.proof = False  # only during the proof: attend both ways with nothing of ours
         self.reached = False
+        self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
 
     def forward(self) -> None:
         raise NotImplementedError("a pospatch State holds tensors; the registered attention function reads it")
@@ -100,7 +104,8 @@ class Call:
 
     Args:
         state: the module's State.
-        positions: (batch or 1, query) int64, true positions of the queries.
+        positions: (batch or 1, query) int64, positions of the queries as they are read here.
+        true: the same as the model counts them, which differ where an Index method stands.
         cache: the real cache of this call, or None.
         seen: tokens in the cache before this call.
         offset: index of the first key that the cache returns.
@@ -110,6 +115,7 @@ class Call:
 
     state: State
     positions: Tensor
+    true: Tensor
     cache: Any = None
     seen: Any = 0
     offset: Any = 0

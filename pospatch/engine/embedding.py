@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine._cache import self_attention
+from pospatch.engine._forward import FORWARD
 from pospatch.engine._sites import Table
 from pospatch.engine._undo import Undo
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Embedding
+
+if TYPE_CHECKING:
+    from pospatch.engine.positions import Reindex
 
 __all__ = ["AddedTable", "EmptyTable", "add", "add_positions", "clear", "regrow", "replace", "weigh"]
 
@@ -59,6 +63,7 @@ class AddedTable(Weights):
         super().__init__(method, tensors)
         self.weight = nn.Parameter(rows, requires_grad=not method.fixed)
         self.proof = False
+        self.reindex: Reindex | None = None
 
     def forward(self, positions: Tensor) -> Tensor:
         if not torch.compiler.is_compiling() and int(positions.max()) >= self.weight.shape[0]:
@@ -146,5 +151,7 @@ def add_positions(
         cache = self_attention(kwargs.get("past_key_values"))
         seen = cache.get_seq_length() if cache is not None else 0
         positions = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
+    if table.reindex is not None:
+        positions = table.reindex(positions, layer.training, kwargs.get(FORWARD))
     hidden = hidden + table(positions).to(hidden.dtype)
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})

@@ -6,19 +6,19 @@ them is cut.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
 from functools import cache
-from threading import get_ident
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pospatch.engine._cache import self_attention
+from pospatch.engine._forward import NOTHING, Watch, parameters
 from pospatch.engine._sites import Table
+from pospatch.engine._state import State
 from pospatch.engine._undo import Undo
+from pospatch.engine.embedding import AddedTable
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Forward, Index
@@ -27,81 +27,31 @@ __all__ = ["Readers", "Reindex"]
 
 
 @dataclass
-class Watch:
-    """What is known of the forward that is running in one module, by thread, for those who read positions below it.
-
-    Readers outside checkpointed blocks are called once a forward, so nothing here must outlive it.
-    """
-
-    method: Index
-    now: dict[int, Forward] = field(default_factory=dict)
-
-    def begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Forward pre-hook: notes the call's rows and pads, and draws a seed from torch's own generator in training."""
-        drawing = module.training and self.method.training_only
-        if not (drawing or self.method.by_row):
-            return
-        call = _arguments(module, args, kwargs)
-        cache = self_attention(call.get("past_key_values"))
-        if drawing and cache is not None and cache.get_seq_length() > 0:
-            raise UnsupportedHost(
-                f"{self.method.name} draws new positions for each forward in training mode, and this one goes on from a "
-                "cache; call model.eval() to generate"
-            )
-        tokens = call.get("input_ids")
-        inputs = tokens if tokens is not None else call.get("inputs_embeds")
-        if inputs is None:
-            return
-        mask = call.get("attention_mask")
-        flat = torch.is_tensor(mask) and mask.dim() == 2
-        self.now[get_ident()] = Forward(
-            seed=int(torch.randint(2**62, (), device="cpu")) if drawing else None,
-            rows=inputs.shape[0],
-            real=mask[:, -inputs.shape[1] :].bool() if flat else None,  # type: ignore[index]
-        )
-
-    def ends(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook: forgets."""
-        self.now.pop(get_ident(), None)
-
-    def forward(self, training: bool) -> Forward:
-        """What is known of this thread's forward."""
-        drawing = training and self.method.training_only
-        if not (drawing or self.method.by_row):
-            return _NOTHING
-        found = self.now.get(get_ident())
-        if found is None or (drawing and found.seed is None):
-            raise UnsupportedHost(
-                f"{self.method.name} was asked for positions outside a forward of the model, as happens where gradient "
-                "checkpointing repeats a block that makes its own positions; train this model without checkpointing"
-            )
-        return found
-
-
-_NOTHING = Forward()
-
-
-@dataclass
 class Reindex:
-    """One Index method at one place that reads positions."""
+    """One Index method at one place that reads positions.
+
+    absolute: True where each position has a vector, False where differences of positions count.
+    """
 
     method: Index
     geometry: Geometry
     watch: Watch
+    absolute: bool
     offset: int = 0
     reached: bool = False
 
-    def __call__(self, positions: Tensor, training: bool) -> Tensor:
-        """New positions for true ones."""
+    def __call__(self, positions: Tensor, training: bool, carried: Forward | None = None) -> Tensor:
+        """New positions for true ones; `carried` are the facts of the forward that came with this call, if any did."""
         self.reached = True
         if positions.dim() != 2:
             raise UnsupportedHost(
                 f"{self.method.name} changes positions of shape (batch, length); this model reads {tuple(positions.shape)}"
             )
-        forward = self.watch.forward(training)
-        if forward is not _NOTHING and positions.shape[0] == 1:
+        forward = self.watch.forward(training, carried)
+        if forward is not NOTHING and positions.shape[0] == 1:
             positions = positions.expand(forward.rows, -1)
-        return self.method.positions(positions, self.geometry, forward)
+        choose = self.method.positions if self.absolute else self.method.relative
+        return choose(positions, self.geometry, forward.to(positions.device))
 
     def rotary(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of a rotary module: its second argument, or `position_ids`, holds the positions."""
@@ -160,32 +110,50 @@ class Readers:
                 f"{method.name} changes which row a table gives, and {table.path} ({type(table.module).__name__}) is no "
                 "nn.Embedding; there is no row to choose"
             )
-        furthest = method.furthest(geometry)
-        if furthest is not None and furthest > table.rows:
-            raise BadOption(
-                f"{method.name} reaches position {furthest - 1} and the table at {table.path} has {table.rows} rows; "
-                f"give it more: apply(model, [('learned', {{'length': {furthest}}}), ({method.name!r}, {{...}})])"
-            )
-        reindex = Reindex(method, geometry, self._watch(table.path), table.offset)
+        self._has_rows(table.path, table.rows, geometry)
+        reindex = self._reindex(table.path, geometry, absolute=True, offset=table.offset)
         shadow = _new(type(table.module))
-        object.__setattr__(
-            shadow, "__dict__", vars(table.module)
-        )  # one object under two classes: nothing to keep in step
+        # one object under two classes: nothing to keep in step
+        object.__setattr__(shadow, "__dict__", vars(table.module))
         self.undo.set_attribute(table.module, "pospatch_index", reindex)
         self.undo.set_module(table.parent, table.name, shadow)
         return reindex
 
     def at_rotary(self, path: str, geometry: Geometry) -> Reindex:
         """Let a rotary module read other positions."""
-        reindex = Reindex(self.method, geometry, self._watch(path))
+        reindex = self._reindex(path, geometry, absolute=False)
         module = self.model.get_submodule(path)
         self.undo.hook(module.register_forward_pre_hook(reindex.rotary, with_kwargs=True))
         return reindex
 
-    def _watch(self, path: str) -> Watch:
+    def at_added(self, path: str, table: AddedTable, geometry: Geometry) -> Reindex:
+        """Let a table of ours, added before the first block, read other positions."""
+        self._has_rows(path, table.weight.shape[0], geometry)
+        reindex = self._reindex(path, geometry, absolute=True)
+        self.undo.set_attribute(table, "reindex", reindex)
+        return reindex
+
+    def at_attention(self, path: str, state: State, geometry: Geometry) -> Reindex:
+        """Let what acts inside an attention module read other positions."""
+        state.reindex = self._reindex(path, geometry, absolute=False)
+        state.reindex.watch.carried = True
+        return state.reindex
+
+    def _reindex(self, path: str, geometry: Geometry, *, absolute: bool, offset: int = 0) -> Reindex:
+        return Reindex(self.method, geometry.with_(table=None), self.watch(path), absolute, offset)
+
+    def _has_rows(self, path: str, rows: int, geometry: Geometry) -> None:
+        furthest = self.method.furthest(geometry)
+        if furthest is not None and furthest > rows:
+            raise BadOption(
+                f"{self.method.name} reaches position {furthest - 1} and the table at {path} has {rows} rows; "
+                f"give it more: apply(model, [('learned', {{'length': {furthest}}}), ({self.method.name!r}, {{...}})])"
+            )
+
+    def watch(self, path: str) -> Watch:
         """One watch on the innermost module around a reader that is called with token ids and their mask."""
         holder = path.rpartition(".")[0]
-        while holder and not {"input_ids", "attention_mask"} <= set(_parameters(self.model.get_submodule(holder))):
+        while holder and not {"input_ids", "attention_mask"} <= set(parameters(self.model.get_submodule(holder))):
             holder = holder.rpartition(".")[0]
         if holder not in self.watches:
             watch = self.watches[holder] = Watch(self.method)
@@ -193,12 +161,3 @@ class Readers:
             self.undo.hook(module.register_forward_pre_hook(watch.begins, with_kwargs=True))
             self.undo.hook(module.register_forward_hook(watch.ends, always_call=True))
         return self.watches[holder]
-
-
-def _parameters(module: nn.Module) -> list[str]:
-    return list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
-
-
-def _arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The call's arguments by name."""
-    return {**dict(zip(_parameters(module), args, strict=False)), **kwargs}

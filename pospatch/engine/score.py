@@ -41,7 +41,7 @@ def attend(
         kwargs.pop("position_bias", None)
     key, key_state = _contextual.key_state(query, key, call)
     if state.temperature is not None:
-        factor = state.temperature.factor_at(call.positions, state.geometry)
+        factor = state.temperature.factor_at(call.true, state.geometry)
         query = query * factor[:, None, :, None].to(query.dtype)
     query, key = _rotated(query, key, call)
     method = state.score

@@ -159,11 +159,18 @@ class Forward:
         seed: of the draw of this forward, or None in evaluation, where nothing is random.
         rows: number of sequences.
         real: bool (batch, length), False at pads; None where the call came without a mask.
+        tokens: ids of all tokens so far (batch, cached + length), -1 at pads; None where the method reads none.
     """
 
     seed: int | None = None
     rows: int = 1
     real: Tensor | None = None
+    tokens: Tensor | None = None
+
+    def to(self, device: torch.device) -> Forward:
+        """The same with its tensors on a device."""
+        real, tokens = (None if held is None else held.to(device) for held in (self.real, self.tokens))
+        return Forward(seed=self.seed, rows=self.rows, real=real, tokens=tokens)
 
     def generator(self) -> torch.Generator | None:
         """A generator on the CPU at the start of this forward's draw, the same for all who ask; None in evaluation."""
@@ -176,12 +183,16 @@ class Index(Method):
     training_only: True where positions are drawn at random while training and are the true ones in evaluation, so that
         a checkpoint needs nothing of the method.
     by_row: True where the method needs to know the tokens of each row, so that a pad is told from a token.
+    by_token: True where it reads the token ids.
+    two_levels: True where absolute and relative positions differ, so that both must be read.
     """
 
     slot: ClassVar[str] = "positions"
     clears: ClassVar[bool] = False
     training_only: ClassVar[bool] = False
     by_row: ClassVar[bool] = False
+    by_token: ClassVar[bool] = False
+    two_levels: ClassVar[bool] = False
 
     def positions(self, positions: Tensor, geometry: Geometry, forward: Forward) -> Tensor:
         """New positions for true ones, both (batch, length), in tokens; floating point where they are fractions.
@@ -190,6 +201,10 @@ class Index(Method):
         rotary encoding reaches.
         """
         raise NotImplementedError
+
+    def relative(self, positions: Tensor, geometry: Geometry, forward: Forward) -> Tensor:
+        """New positions where only differences count, in a rotation or a bias; those of a table where they are the same."""
+        return self.positions(positions, geometry, forward)
 
     def furthest(self, geometry: Geometry) -> int | None:
         """Number of positions that the method gives out, so that the last is one less; None where it goes no further

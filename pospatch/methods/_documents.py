@@ -28,7 +28,8 @@ class Strided(Index):
 
     def positions(self, positions: Tensor, geometry: Geometry, forward: Forward) -> Tensor:
         first, length = documents(positions, forward.real)
-        if self.factor > 1 and ((first > 0) & (first <= self.short) & (length > self.short)).any():
+        grows = geometry.causal and self.factor > 1  # two-sided attention has no cache
+        if grows and ((first > 0) & (first <= self.short) & (length > self.short)).any():
             raise BadOption(
                 f"{self.name}: this step grows a cached document beyond the {self.short} tokens of the old table, and its "
                 "keys stand at the rows of a short one; run it again without the cache, or apply learned with short='plain'"

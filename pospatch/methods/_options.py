@@ -9,7 +9,7 @@ from typing import Any
 
 from pospatch.errors import BadOption, BadOptionType
 
-__all__ = ["check", "choice", "flag", "integer", "number", "numbers", "word"]
+__all__ = ["check", "choice", "flag", "integer", "integers", "number", "numbers", "word"]
 
 LARGEST = 2**40  # no length, factor or count in use comes near; refuses 1e308 and 10**12 before memory is taken
 
@@ -34,6 +34,11 @@ def integer(default: Any = MISSING, *, low: int = 1, high: int = 2**31, optional
 def numbers(default: Any = MISSING, *, above: float = 0.0, high: float = LARGEST, optional: bool = False) -> Any:
     """A sequence of finite floats in (above, high], kept as a tuple."""
     return _option("numbers", default, optional, above=above, high=high)
+
+
+def integers(default: Any = MISSING, *, low: int = 0, high: int = 2**31, optional: bool = False) -> Any:
+    """A sequence of ints in [low, high], kept as a tuple."""
+    return _option("integers", default, optional, low=low, high=high)
 
 
 def choice(default: Any, *valid: str) -> Any:
@@ -73,15 +78,15 @@ def check(method: str, name: str, value: Any, rule: Any) -> Any:
         if not isinstance(value, str) or value not in rule["valid"]:
             raise BadOption(f"{where} must be one of {', '.join(rule['valid'])}")
         return value
-    if rule["kind"] == "numbers":
+    if rule["kind"] in ("numbers", "integers"):
         if isinstance(value, str) or not isinstance(value, Sequence):
-            raise BadOptionType(f"{where} must be a list of numbers, got {type(value).__name__}")
+            raise BadOptionType(f"{where} must be a list of {rule['kind']}, got {type(value).__name__}")
         return tuple(_number(where, item, rule) for item in value)
     return _number(where, value, rule)
 
 
 def _number(where: str, value: Any, rule: Any) -> float | int:
-    whole = rule["kind"] == "integer"
+    whole = rule["kind"] in ("integer", "integers")
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         wanted = "an integer" if whole else "a number"
         error = BadOption if whole and isinstance(value, float) else BadOptionType

@@ -58,7 +58,8 @@ class Grouped(Index):
             return positions // self.group_size
         first, length = documents(positions, forward.real)
         group = (length.clamp(min=1) - 1) // geometry.length + 1
-        if ((first > 0) & ((first - 1) // geometry.length + 1 != group)).any():
+        # two-sided attention has no cache that could grow
+        if geometry.causal and ((first > 0) & ((first - 1) // geometry.length + 1 != group)).any():
             raise BadOption(
                 f"grouped: this step grows a cached document beyond a multiple of the {geometry.length} trained positions, "
                 "and its keys stand in smaller groups; run it again without the cache, or apply it with a fixed group_size"
