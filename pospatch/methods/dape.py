@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, leaky_relu
+from torch.nn.functional import leaky_relu, pad
 
 from pospatch import registry
 from pospatch.errors import BadOption
@@ -25,7 +25,7 @@ class DAPE(Contextual):
     first and last map the 2 * heads numbers of a pair to `hidden` and to heads; with kernel_size k above 1 they are 1 x k
     convolutions along the keys.
 
-    Source: DAPE, arXiv 2405.14722, equation 2; DAPE V2, arXiv 2410.04798, for the convolutions.
+    Source: DAPE, arXiv 2405.14722, equation 2; DAPE V2, arXiv 2410.04798, for the convolutions, as in the authors' code.
 
     Args:
         bias: name of the method that gives B, any relative bias of the registry with its default options; the paper has
@@ -90,6 +90,15 @@ class DAPE(Contextual):
         return scores + bias + self._along_keys(middle, weights["last"], weights["last_bias"])
 
     def _along_keys(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(batch, channels, query, key) through a 1 x kernel_size convolution, in float32 also under autocast."""
+        """(batch, channels, query, key) through a 1 x kernel_size convolution, in float32 also under autocast.
+
+        A product a tap: blocks of causal queries all have shapes of their own, and a convolution is prepared anew for each.
+        """
+        side, keys = self.kernel_size // 2, x.shape[3]
+        padded = pad(x, (side, side)) if side else x
+        total = bias.float()[:, None, None]
         with torch.autocast(x.device.type, enabled=False):
-            return conv2d(x, weight.float()[:, :, None], bias.float(), padding=(0, self.kernel_size // 2))
+            for tap in range(self.kernel_size):
+                part = padded[..., tap : tap + keys].flatten(2)
+                total = total + torch.matmul(weight[:, :, tap].float(), part).unflatten(2, x.shape[2:])
+        return total

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv1d, pad
+from torch.nn.functional import pad
 
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry
@@ -31,7 +31,8 @@ class SelectiveRoPE(SummedRotation):
 
     Args:
         rank: width of the bottleneck between down and up, 1 to 4096; 16 in the authors' code.
-        conv_size: tokens that an angle is made from, 1 to 16; 4 in the authors' code, 1 is no convolution.
+        conv_size: tokens that an angle is made from, 1 to 16; 1 is no convolution. None is 4, as in the authors' code, and 1
+            in layers with a sliding window: their cache begins without the tokens that its first angles are made from.
         rope_theta: base of the temperatures, at least 1; 500000 in the authors' code.
         max_angle: temperature of the fastest pair, above 0; 1.0 in the authors' code.
         gate: a gate for each token and head on its angles; off in the authors' code.
@@ -42,15 +43,15 @@ class SelectiveRoPE(SummedRotation):
 
     Raises:
         BadOption: head_dim is odd.
-        UnsupportedHost: the attention is two-sided, or has a sliding window and conv_size above 1 (the first tokens in
-            a cached window would miss those that their angles are made from), or heads do not divide the width.
+        UnsupportedHost: the attention is two-sided, or has a sliding window and conv_size is given above 1, or heads do
+            not divide the width.
     """
 
     causal_only: ClassVar[bool] = True
     source: ClassVar[str] = "Selective RoPE, arXiv 2511.17388 and the authors' code"
 
     rank: int = integer(16, high=4096)
-    conv_size: int = integer(4, high=16)
+    conv_size: int | None = integer(None, high=16, optional=True)
     rope_theta: float = number(500000.0, low=1.0)
     max_angle: float = number(1.0, above=0.0)
     gate: bool = flag(False)
@@ -65,16 +66,20 @@ class SelectiveRoPE(SummedRotation):
                 f"{self.name} takes the norm of each of the {geometry.heads} heads' pieces of the hidden states, "
                 f"and they do not divide their width of {geometry.width}"
             )
-        if geometry.window is not None and self.conv_size > 1:
+        if geometry.window is not None and self.conv_size is not None and self.conv_size > 1:
             raise UnsupportedHost(
-                f"{self.name} makes an angle from {self.conv_size} tokens, and layer {geometry.layer} keeps a window of "
-                f"{geometry.window} that begins without them; use conv_size=1, or layers= without the windowed ones"
+                f"{self.name}: conv_size={self.conv_size} makes an angle from so many tokens, and layer {geometry.layer} keeps "
+                f"a window of {geometry.window} that begins without them; leave conv_size out"
             )
+
+    def taps(self, geometry: Geometry) -> int:
+        """Tokens that an angle of this layer is made from."""
+        return self.conv_size or (4 if geometry.window is None else 1)
 
     def weights(self, geometry: Geometry) -> dict[str, Tensor]:
         count = geometry.kv_heads * geometry.head_dim // 2
         std, seed = geometry.width**-0.5, self.seed * 100_003 + geometry.layer
-        conv = torch.zeros(count, self.conv_size)
+        conv = torch.zeros(count, self.taps(geometry))
         conv[:, -1] = 1.0
         found = {
             "down": seeded(self.rank, geometry.width, std=std, seed=seed),
@@ -102,14 +107,11 @@ class SelectiveRoPE(SummedRotation):
     def angles(self, state: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
         half = geometry.head_dim // 2
         phi = state[..., :half].float()
-        if self.conv_size > 1:
-            batch, heads, length, _ = phi.shape
-            flat = pad(phi.permute(0, 1, 3, 2).reshape(batch, heads * half, length), (self.conv_size - 1, 0))
-            with torch.autocast(flat.device.type, enabled=False):
-                flat = conv1d(flat, weights["conv"].float()[:, None], groups=heads * half)
-            phi = flat.reshape(batch, heads, half, length).permute(0, 1, 3, 2)
-        else:
-            phi = phi * weights["conv"].float().reshape(geometry.kv_heads, 1, half)
+        taps, length = self.taps(geometry), phi.shape[2]
+        conv = weights["conv"].float().unflatten(0, (geometry.kv_heads, half))
+        padded = pad(phi, (0, 0, taps - 1, 0))
+        shifted = [padded[:, :, tap : tap + length] * conv[:, None, :, tap] for tap in range(taps)]
+        phi = torch.stack(shifted).sum(dim=0) if taps > 1 else shifted[0]
         if self.gate:
             phi = phi * state[..., half:].float()
         return phi * (self.max_angle * rotary_inv_freq(self.rope_theta, geometry.head_dim).to(phi.device))
