@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pospatch.engine._view import real
 from pospatch.methods._base import Bands, Embedding, Index, Rotary
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def base_fields(model: Any) -> dict[str, Any]:
 
 def write(model: Any, patch: Patch, plan: Plan) -> bool:
     """Write lengths and rotary parameters into the model's own configs; True where they say everything."""
-    configs = [config for _, config in patch.configs]
+    inside = {id(real(vars(module).get("config"))) for module in model.modules()}
+    configs = [config for _, config in patch.configs if id(config) in inside]
     table = plan.slots.get("embedding")
     index = plan.slots.get("positions")
     if isinstance(index, Index) and not index.training_only:

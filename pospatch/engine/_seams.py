@@ -23,7 +23,7 @@ from pospatch.engine._state import Call, State
 from pospatch.engine._view import PREFIX
 from pospatch.errors import SeamChanged, UnsupportedHost
 
-__all__ = ["KEYWORD", "carry", "dispatches", "is_cross", "register"]
+__all__ = ["KEYWORD", "call_of", "carry", "dispatches", "first_input", "is_cross", "register"]
 
 KEYWORD = "pospatch"
 BASES = ("sdpa", "eager", "flex_attention")
@@ -47,19 +47,20 @@ def carry(
     if is_cross(kwargs):
         return None
     state: State = module._modules[KEYWORD]  # type: ignore[assignment]
-    hidden = args[0] if args else kwargs["hidden_states"]
+    hidden = first_input(module, args, kwargs)
     name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
     cache = kwargs.get(name)
-    call = _call(module, state, hidden, kwargs.get("position_ids"), self_attention(cache))
+    call = call_of(module, state, hidden, kwargs.get("position_ids"), self_attention(cache))
     changed = {**kwargs, KEYWORD: call}
     if cache is not None:
         changed[name] = CacheView(cache, call)
     if state.still and kwargs.get("position_embeddings") is not None:
         changed["position_embeddings"] = identity_rotation(kwargs["position_embeddings"])
-    return args, changed
+    return args, {**changed, **state.silent(kwargs)}
 
 
-def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor | None, cache: Any) -> Call:
+def call_of(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor | None, cache: Any) -> Call:
+    """What one call of an attention module knows of positions."""
     if position_ids is not None and position_ids.dim() != 2:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
@@ -81,12 +82,23 @@ def _call(module: nn.Module, state: State, hidden: Tensor, position_ids: Tensor 
     return call
 
 
+def first_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states that enter a module: its first argument, whatever its name."""
+    if args:
+        return args[0]
+    if "hidden_states" in kwargs:
+        return kwargs["hidden_states"]
+    return next(value for value in kwargs.values() if torch.is_tensor(value) and value.dim() >= 3)
+
+
 def identity_rotation(value: Any) -> Any:
-    """The same rotary output turned into "no rotation": cos 1 and sin 0, or complex 1, in whatever layout."""
-    if isinstance(value, tuple):
+    """The same rotary output turned into "no rotation": cos 1 and sin 0, complex 1, or angle 0, in whatever layout."""
+    if isinstance(value, tuple) and len(value) == 2 and all(torch.is_tensor(item) for item in value):
         return torch.ones_like(value[0]), torch.zeros_like(value[1])
     if torch.is_tensor(value) and value.is_complex():
         return torch.ones_like(value)
+    if torch.is_tensor(value) and value.is_floating_point():
+        return torch.zeros_like(value)
     raise SeamChanged(
         f"a rotary module returned {type(value).__name__}, wanted (cos, sin) or a complex tensor; "
         "this family needs a row of its own"

@@ -14,7 +14,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pospatch.engine._sites import Table
+from pospatch.engine._tables import Table
 from pospatch.engine._undo import Undo
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry

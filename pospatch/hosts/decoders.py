@@ -46,11 +46,6 @@ DECODERS: tuple[Host, ...] = (
             "vaultgemma",
         ),
     ),
-    Host(
-        wiring="llama, pairs interleaved",
-        families=("cohere", "cohere2", "glm", "glm4", "helium", "ernie4_5", "ernie4_5_moe"),
-        layout="interleaved",
-    ),
     Host(wiring="gpt_neox", families=("gpt_neox",)),
     Host(wiring="gpt2", families=("gpt2", "gpt_bigcode"), table=("wpe",)),
     Host(
