@@ -100,27 +100,25 @@ def _prove_unread(model: Any, plan: Plan, probe: dict[str, Tensor]) -> None:
     """Cleared tables filled with NaN leave the output as it is."""
     for table in plan.sites.tables if "embedding" not in plan.slots else ():
         holder = table.parent._modules[table.name] if not table.inner else table.module
-        held = holder._parameters if holder._parameters.get(table.tensor) is not None else holder._buffers  # type: ignore[union-attr]
-        kept = held[table.tensor]
-        poison = torch.full_like(kept, float("nan"))
-        held[table.tensor] = nn.Parameter(poison, requires_grad=False) if isinstance(kept, nn.Parameter) else poison
-        try:
-            outputs = _probe.forward(model, probe)
-        finally:
-            held[table.tensor] = kept
-        if any(value.isnan().any() for value in outputs.values()):
+        if _poisoned(model, probe, holder, table.tensor):
             raise SeamChanged(f"{type(model).__name__} still reads {table.path}; it is left unpatched")
+
+
+def _poisoned(model: Any, probe: dict[str, Tensor], holder: Any, tensor: str) -> bool:
+    """True where a tensor filled with NaN shows in the output."""
+    held = holder._parameters if holder._parameters.get(tensor) is not None else holder._buffers
+    kept = held[tensor]
+    poison = torch.full_like(kept, float("nan"))
+    held[tensor] = nn.Parameter(poison, requires_grad=False) if isinstance(kept, nn.Parameter) else poison
+    try:
+        outputs = _probe.forward(model, probe)
+    finally:
+        held[tensor] = kept
+    return any(bool(value.isnan().any()) for value in outputs.values())
 
 
 def prove_read(model: Any, plan: Plan, probe: dict[str, Tensor]) -> None:
     """New tables of sines and cosines are what the attention reads: filled with NaN they show."""
-    for path, module in plan.sites.sincos.items():
-        name = plan.sites.host.sincos
-        kept: Any = module._buffers[name]
-        module._buffers[name] = torch.full_like(kept, float("nan"))
-        try:
-            outputs = _probe.forward(model, probe)
-        finally:
-            module._buffers[name] = kept
-        if not any(value.isnan().any() for value in outputs.values()):
-            raise SeamChanged(f"{path} does not read its {name}; {type(model).__name__} is left unpatched")
+    for table in plan.sites.sincos:
+        if not _poisoned(model, probe, table.module, table.tensor):
+            raise SeamChanged(f"nothing reads {table.path}; {type(model).__name__} is left unpatched")

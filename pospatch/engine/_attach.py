@@ -48,6 +48,8 @@ def carry_out(plan: Plan, patch: Patch) -> None:
         rotation.clear(plan.sites, undo)
         _own.clear_sincos(plan.sites, undo)
     if plan.clearing:
+        embedding.clear_convolved(plan.sites.convolved.values(), undo)
+    if plan.clearing:
         _clear_bias(plan, undo)
     _add_states(plan, patch)
     _reindex(plan, patch)

@@ -23,7 +23,8 @@ def site_rows(plan: Plan) -> list[dict[str, Any]]:
     sites = plan.sites
     natives = {
         "embedding": ", ".join(f"{type(t.module).__name__} of {t.rows}" for t in sites.tables[:1]),
-        "rotation": ", ".join(sorted({type(module).__name__ for module in sites.rotary.values()})) or sites.host.sincos,
+        "rotation": ", ".join(sorted({type(module).__name__ for module in sites.rotary.values()}))
+        or ", ".join(table.path for table in sites.sincos[:1]),
         "score": "relative bias" if sites.bias or sites.silenced() else "",
     }
     paths = {

@@ -15,6 +15,7 @@ from torch import Tensor
 from pospatch.engine._seams import KEYWORD, call_of, first_input, is_cross
 from pospatch.engine._sites import Sites, arguments
 from pospatch.engine._state import Call, State
+from pospatch.engine._tables import Table
 from pospatch.engine._undo import Undo
 from pospatch.errors import UnsupportedHost
 from pospatch.methods._base import Bias
@@ -84,31 +85,46 @@ def _joined(module: nn.Module, state: State, held: Any, bias: Tensor) -> Tensor:
     if state.carrier in state.silenced:
         return bias[0] if torch.is_tensor(held) and held.dim() == 3 else bias
     if held is None:
-        return bias
+        return bias + _triangle(bias) if state.geometry.causal else bias
+    held = held[..., : bias.shape[-1]]
+    if held.dtype == torch.bool:  # as transformers makes them: True where a key is seen
+        held = torch.zeros_like(held, dtype=bias.dtype).masked_fill(~held, torch.finfo(bias.dtype).min / 2)
     if not held.is_floating_point():
         raise UnsupportedHost(
-            f"{type(module).__name__} got a {held.dtype} mask in this call and {state.methods['score'].name} needs one it can "
-            "add to; use attn_implementation='eager'"
+            f"{type(module).__name__} got a mask of {held.dtype} in this call and {state.methods['score'].name} needs one that "
+            "it can be added to"
         )
-    return held[..., : bias.shape[-1]] + bias
+    return held + bias
+
+
+def _triangle(bias: Tensor) -> Tensor:
+    """The causal mask that a call without one means: the last query is the last key."""
+    queries, keys = bias.shape[-2:]
+    floor = torch.full((queries, keys), torch.finfo(bias.dtype).min / 2, device=bias.device, dtype=bias.dtype)
+    return floor.triu(keys - queries + 1)
 
 
 def clear_sincos(sites: Sites, undo: Undo) -> None:
     """Sines 0 and cosines 1 at every position."""
-    for module in sites.sincos.values():
-        table = module._buffers[sites.host.sincos]
-        assert table is not None
-        still = torch.cat((torch.zeros_like(table).chunk(2, -1)[0], torch.ones_like(table).chunk(2, -1)[1]), dim=-1)
-        undo.set_buffer(module, sites.host.sincos, still)
+    for table in sites.sincos:
+        rows = table.weight.detach()
+        still = torch.cat((torch.zeros_like(rows).chunk(2, -1)[0], torch.ones_like(rows).chunk(2, -1)[1]), dim=-1)
+        _exchange(table, still, undo)
 
 
 def respin_sincos(sites: Sites, spectrum: tuple[Tensor, float], rows: int, undo: Undo) -> None:
     """Sines and cosines of other frequencies, for as many positions as the method reaches."""
     inv_freq, amplitude = spectrum
-    for module in sites.sincos.values():
-        table = module._buffers[sites.host.sincos]
-        assert table is not None
-        positions = torch.arange(max(rows, table.shape[0]), dtype=torch.float32)
+    for table in sites.sincos:
+        old = table.weight
+        positions = torch.arange(max(rows, old.shape[0]), dtype=torch.float32)
         angles = positions[:, None] * inv_freq.cpu().float()
         made = torch.cat((angles.sin(), angles.cos()), dim=-1) * amplitude
-        undo.set_buffer(module, sites.host.sincos, made.to(device=table.device, dtype=table.dtype))
+        _exchange(table, made.to(device=old.device, dtype=old.dtype), undo)
+
+
+def _exchange(table: Table, rows: Tensor, undo: Undo) -> None:
+    if table.trained:
+        undo.set_parameter(table.module, table.tensor, nn.Parameter(rows, requires_grad=False))
+    else:
+        undo.set_buffer(table.module, table.tensor, rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pospatch.engine._probe import reads_text
 from pospatch.engine._view import real
 from pospatch.errors import BadOption, UnsupportedHost
 
@@ -46,9 +47,12 @@ def towers(model: Any) -> dict[str, list[Any]]:
     """The towers of a model that joins several: "decoder" reads text, "encoder" images or sound; empty where it is one model."""
     if not _joins(model.config):
         return {}
+    inside = _inside(model)
+    spoken = real(model.config.get_text_config())
+    text = [tower for tower in inside if real(tower.config) is spoken] or [t for t in inside if reads_text(t)]
     found: dict[str, list[Any]] = {}
-    for tower in _inside(model):
-        found.setdefault(TEXT if _reads_text(tower) else "encoder", []).append(tower)
+    for tower in inside:
+        found.setdefault(TEXT if any(tower is other for other in text) else "encoder", []).append(tower)
     return found if sum(len(same) for same in found.values()) > 1 else {}
 
 
@@ -70,7 +74,7 @@ def _inside(model: Any) -> list[Any]:
     while waiting:
         module = waiting.pop(0)
         if isinstance(module, PreTrainedModel) and not _joins(module.config):
-            if _is_tower(module) and module not in found:
+            if _is_tower(module) and not any(module is other for other in found):
                 found.append(module)
         else:
             waiting = [*module.children(), *waiting]
@@ -82,11 +86,6 @@ def _is_tower(module: Any) -> bool:
     from pospatch.engine._seams import dispatches
     from pospatch.engine._sites import inv_freqs
 
-    return any(dispatches(inner) or inv_freqs(inner) or "Attention" in type(inner).__name__ for inner in module.modules())
-
-
-def _reads_text(tower: Any) -> bool:
-    names = tower.main_input_name
-    modalities = getattr(tower, "input_modalities", "text")
-    modalities = (modalities,) if isinstance(modalities, str) else tuple(modalities)
-    return "input_ids" in names and "text" in modalities
+    return any(
+        dispatches(inner) or inv_freqs(inner) or "Attention" in type(inner).__name__ for inner in module.modules()
+    )

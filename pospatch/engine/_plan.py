@@ -195,7 +195,11 @@ class Plan:
     def label(self, path: str, geometry: Geometry) -> str | None:
         """The layer type whose frequencies a layer reads, or None where all layers share one."""
         labels = {label_of(name) for module in self.sites.rotary.values() for name in inv_freqs(module)}
-        return None if not labels or None in labels else layer_type(getattr(self.sites.attention[path], "config", self.model.config), geometry.layer)
+        return (
+            None
+            if not labels or None in labels
+            else layer_type(getattr(self.sites.attention[path], "config", self.model.config), geometry.layer)
+        )
 
     @staticmethod
     def scales(top: Method, label: str | None) -> bool:
@@ -250,6 +254,4 @@ def _placed(method: Rotary, geometry: Geometry) -> Rotation:
     plain = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
     kind = "default" if torch.equal(plain, inv_freq.cpu()) and amplitude == 1.0 else "custom"
     layout = geometry.rotation.layout if geometry.rotation is not None else "half"
-    return Rotation(
-        dim=dim, theta=theta, inv_freq=inv_freq, attention_factor=amplitude, rope_type=kind, layout=layout
-    )
+    return Rotation(dim=dim, theta=theta, inv_freq=inv_freq, attention_factor=amplitude, rope_type=kind, layout=layout)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pospatch.errors import UnsupportedHost
 
-__all__ = ["forward", "grid_of", "inputs", "quiet", "tokens"]
+__all__ = ["forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
 
 LENGTH = 8
 OUTPUTS = ("last_hidden_state", "encoder_last_hidden_state")
@@ -39,11 +39,8 @@ def quiet(model: nn.Module) -> Iterator[None]:
 def tokens(model: Any) -> Tensor:
     """A few distinct ordinary token ids, (1, LENGTH)."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    special = {
-        getattr(config, name, None)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-    }
-    special |= {item for ids in special if isinstance(ids, list) for item in ids}
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]
+    special = {item for ids in named for item in (ids if isinstance(ids, list | tuple) else [ids])}
     embedding = _embedding(model)
     rows = getattr(embedding, "num_embeddings", 0)
     vocabulary = int(getattr(config, "vocab_size", 0) or rows or 0)
@@ -82,6 +79,8 @@ def inputs(model: Any) -> dict[str, Tensor]:
     """
     base = _base(model)
     name = _main_input(base)
+    if "grid_thw" in _parameters(base):
+        return _packed_patches(base)
     if name == "input_ids":
         return {"input_ids": tokens(model)}
     example = next(iter(base.parameters()))
@@ -102,13 +101,36 @@ def inputs(model: Any) -> dict[str, Tensor]:
     ) from complaint
 
 
+def _packed_patches(base: Any) -> dict[str, Tensor]:
+    """One image of 4 by 4 patches in the form of the towers that read patches of many images as one sequence."""
+    config = base.config
+    channels = getattr(config, "in_channels", None) or getattr(config, "num_channels", None) or 3
+    size = int(channels) * int(getattr(config, "temporal_patch_size", None) or 1) * _pair(config.patch_size)[0] ** 2
+    example = next(iter(base.parameters()))
+    patches = torch.randn((16, size), generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
+    first = next(name for name in _parameters(base) if name != "self")
+    return {first: patches, "grid_thw": torch.tensor([[1, 4, 4]], device=example.device)}
+
+
 def _base(model: Any) -> Any:
-    return getattr(model, "base_model", model)
+    """The model without its head; a base model may hold a plain module under the name that heads keep theirs under."""
+    from transformers import PreTrainedModel
+
+    base = getattr(model, "base_model", model)
+    return base if isinstance(base, PreTrainedModel) else model
 
 
 def _main_input(base: Any) -> str:
+    """The principal input; the first argument where the class names one that its forward does not take."""
     name = getattr(base, "main_input_name", "input_ids")
-    return str(name[0] if isinstance(name, list | tuple) else name)
+    name = str(name[0] if isinstance(name, list | tuple) else name)
+    taken = [item for item in _parameters(base) if item != "self"]
+    return name if name in taken or "kwargs" in taken[:1] else taken[0]
+
+
+def reads_text(model: Any) -> bool:
+    """True where token ids are a model's principal input."""
+    return _main_input(_base(model)) == "input_ids"
 
 
 def grid_of(config: Any) -> tuple[int, int] | None:
@@ -153,9 +175,7 @@ _BANDS = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channe
 _FRAMES = ("max_source_positions", "max_length")
 
 
-def forward(
-    model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor | None = None
-) -> dict[str, Tensor]:
+def forward(model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor | None = None) -> dict[str, Tensor]:
     """Last hidden states of the base model, by name: a task head adds nothing that positions could hide in."""
     base = _base(model)
     keywords: dict[str, Any] = {**({"input_ids": values} if torch.is_tensor(values) else values), "return_dict": True}

@@ -84,7 +84,9 @@ class _Shake(Bias):
 
     def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Any, geometry: Any) -> Tensor:
         shape = (1, geometry.heads, query_positions.shape[1], key_positions.shape[1])
-        return torch.linspace(-8, 8, shape[1] * shape[2] * shape[3], device=query_positions.device).view(shape).sin() * 8
+        return (
+            torch.linspace(-8, 8, shape[1] * shape[2] * shape[3], device=query_positions.device).view(shape).sin() * 8
+        )
 
 
 def _prove_biased(model: Any, plan: Plan, states: dict[str, Any], probe: dict[str, Tensor]) -> None:

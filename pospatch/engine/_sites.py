@@ -41,7 +41,8 @@ class Sites:
 
     Args:
         own: the attention modules with mathematics of their own, which no registered function reaches.
-        sincos: attention modules that rotate from a buffer of sines and cosines.
+        sincos: tables of sines and cosines that q and k are rotated by.
+        convolved: modules that make positions by a convolution.
         silenced: arguments that bring native positions into an attention module.
     """
 
@@ -51,7 +52,8 @@ class Sites:
     tables: list[Table] = field(default_factory=list)
     bias: dict[str, Bias] = field(default_factory=dict)
     own: dict[str, nn.Module] = field(default_factory=dict)
-    sincos: dict[str, nn.Module] = field(default_factory=dict)
+    sincos: list[Table] = field(default_factory=list)
+    convolved: dict[str, nn.Module] = field(default_factory=dict)
     inputs: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def probe(self, model: Any) -> dict[str, Tensor]:
@@ -96,17 +98,23 @@ def find(model: Any, stack: str | None = None) -> Sites:
         UnsupportedHost: a family that is known to be out of reach, or a model without self-attention that can be reached.
     """
     host = _row(model)
-    sites = Sites(host=host, tables=tables_of(model, host))
+    foreign = _foreign(model)
+    sites = Sites(host=host, tables=tables_of(model, host, host.table), sincos=tables_of(model, host, host.sincos))
+    sites.tables = [table for table in sites.tables if not table.path.startswith(foreign)]
     taken = {table.path for table in sites.tables}
     for path, module in model.named_modules():
+        if f"{path}.".startswith(foreign):
+            continue
         last = path.rpartition(".")[2]
+        if ends(path, host.convolved):
+            sites.convolved[path] = module
         own = ends(path, host.attention)
         if (own or (not host.attention and dispatches(module))) and last not in host.cross:
             sites.attention[path] = module
             if own and not dispatches(module):
                 sites.own[path] = module
-            if host.sincos and host.sincos in module._buffers:
-                sites.sincos[path] = module
+            elif own and not takes_keywords(module):
+                sites.own[path] = module
         elif inv_freqs(module):
             sites.rotary[path] = module
         elif ends(path, host.bias) and path not in taken and "weight" in module._parameters:
@@ -126,10 +134,26 @@ def find(model: Any, stack: str | None = None) -> Sites:
 
 def _keep(sites: Sites, stack: str) -> None:
     """Forget what stands in the other half of an encoder-decoder."""
-    for held in (sites.attention, sites.rotary, sites.bias, sites.own, sites.sincos):
+    for held in (sites.attention, sites.rotary, sites.bias, sites.own, sites.convolved):
         for path in [path for path in held if stack_of(path, True) != stack]:
             del held[path]
     sites.tables = [table for table in sites.tables if stack_of(table.path, True) == stack]
+
+
+def _foreign(model: Any) -> tuple[str, ...]:
+    """Beginnings of the paths inside models that read no text, within a model that does: its small forwards go past them."""
+    from transformers import PreTrainedModel
+
+    if not _probe.reads_text(model):
+        return ("\0",)
+    inner = ((path, module) for path, module in model.named_modules() if path and isinstance(module, PreTrainedModel))
+    return ("\0", *(f"{path}." for path, module in inner if not _probe.reads_text(module)))
+
+
+def takes_keywords(module: nn.Module) -> bool:
+    """True where a forward takes keyword arguments that it does not name."""
+    parameters = inspect.signature(inspect.unwrap(type(module).forward)).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _row(model: Any) -> Host:
@@ -168,8 +192,8 @@ def rotations(sites: Sites) -> dict[str | None, Rotation]:
         for buffer in inv_freqs(module):
             label = label_of(buffer)
             found.setdefault(label, _rotation(module, buffer, label))
-    for module in sites.sincos.values():
-        found.setdefault(None, _rotation_of_table(module._buffers[sites.host.sincos]))  # type: ignore[arg-type]
+    for table in sites.sincos:
+        found.setdefault(None, _rotation_of_table(table.matrix()))
     return found
 
 

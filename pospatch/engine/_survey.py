@@ -188,9 +188,7 @@ def _watch_rotation(model: nn.Module, sites: Sites, watch: _Watch) -> None:
             if again.query is None or again.query.shape != before.shape:
                 continue
             moved = not torch.allclose(again.query.float(), before.float(), rtol=1e-4, atol=1e-5)
-            watch.seen[path] = replace(
-                watch.seen[path], rotates=moved, turn=(again.query, before) if moved else None
-            )
+            watch.seen[path] = replace(watch.seen[path], rotates=moved, turn=(again.query, before) if moved else None)
     finally:
         undo.play()
 
@@ -215,11 +213,14 @@ def declared(sites: Sites) -> dict[str, Seen] | None:
 
 
 def _declared(module: nn.Module, config: Any) -> Seen | None:
-    heads, width = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    names = ("num_attention_heads", "hidden_size", "head_dim", "num_key_value_heads")
+    try:
+        heads, width, head_dim, kv_heads = (getattr(config, name, None) for name in names)
+    except Exception:  # noqa: BLE001  a config whose layers differ refuses to speak for all, with an error of its own
+        return None
     if not isinstance(heads, int) or not isinstance(width, int):
         return None
-    head_dim = int(getattr(config, "head_dim", None) or width // heads)
-    kv_heads = getattr(config, "num_key_value_heads", None)
+    head_dim = int(head_dim or width // heads)
     return Seen(
         heads=heads,
         kv_heads=kv_heads if isinstance(kv_heads, int) else heads,

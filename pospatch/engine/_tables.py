@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cache
 from typing import Any
 
@@ -55,18 +56,18 @@ class Table:
         return weight.reshape(-1, weight.shape[-1])
 
 
-def tables_of(model: nn.Module, host: Host) -> list[Table]:
-    """The tables that a row names, in the order of the modules."""
+def tables_of(model: nn.Module, host: Host, names: tuple[str, ...]) -> list[Table]:
+    """The tables whose paths end with one of these names, in the order of the modules."""
     found: list[Table] = []
     for path, module in model.named_modules():
-        if ends(path, host.table) and (tensor := _own_tensor(module)) is not None:
+        if ends(path, names) and (tensor := _own_tensor(module)) is not None:
             parent_path, _, name = path.rpartition(".")
             parent = model.get_submodule(parent_path)
             found.append(Table(path, parent, name, module, _offset(module, host), tensor))
             continue
         for name, value in [*module._parameters.items(), *module._buffers.items()]:
             inner_path = f"{path}.{name}" if path else name
-            if value is None or not ends(inner_path, host.table) or not _is_table(value):
+            if value is None or not ends(inner_path, names) or not _is_table(value):
                 continue
             grid = _grid(module, value)
             offset = host.offset if isinstance(host.offset, int) else 0
@@ -76,7 +77,9 @@ def tables_of(model: nn.Module, host: Host) -> list[Table]:
 
 def ends(path: str, names: tuple[str, ...]) -> bool:
     """True where a path ends with one of these names, whole steps of it."""
-    return any(path == name or path.endswith("." + name) for name in names)
+    return any(
+        path == name or path.endswith("." + name) or ("*" in name and fnmatch(path, f"*{name}")) for name in names
+    )
 
 
 def _own_tensor(module: nn.Module) -> str | None:
@@ -114,11 +117,16 @@ def silent_class(host_class: type, name: str) -> type:
         held = held if held is not None else self._buffers[name]
         return torch.zeros_like(held)
 
+    def keep(self: Any, key: str, value: Any) -> None:
+        if key != name:  # a host that moves its table as it reads it would lose the rows for the zeros
+            host_class.__setattr__(self, key, value)  # type: ignore[attr-defined]
+
     return type(
         host_class.__name__,
         (host_class,),
         {
             name: property(zeros),
+            "__setattr__": keep,
             "__module__": host_class.__module__,
             "__qualname__": host_class.__qualname__,
             "__reduce_ex__": lambda self, protocol: (_silent, (host_class, name), vars(self)),

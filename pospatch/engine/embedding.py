@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -79,6 +80,18 @@ def replace(table: Table, rows: Tensor, undo: Undo, kept: nn.Parameter | None = 
         return kept
     undo.set_attribute(table.module, "num_embeddings", kept.shape[0])
     return kept
+
+
+def clear_convolved(modules: Iterable[nn.Module], undo: Undo) -> None:
+    """Positions that a convolution makes from the hidden states: nothing of them is added any more."""
+    for module in modules:
+        for parameter in module.parameters():
+            undo.freeze(parameter)
+        undo.hook(module.register_forward_hook(_nothing))
+
+
+def _nothing(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
 
 
 def _shaped(weight: Tensor, table: Table) -> Tensor:

@@ -64,7 +64,13 @@ class FrequencyModule(nn.Module):
         position = float(positions.reshape(-1)[-1])
         error = 2e-2 if output[0].dtype in (torch.float16, torch.bfloat16) else 1e-3
         return any(
-            bool(((wanted := (position * inv_freq).cos() * self._amplitudes[name])[:, None] - cos).abs().min(1).values.max() <= error)
+            bool(
+                ((wanted := (position * inv_freq).cos() * self._amplitudes[name])[:, None] - cos)
+                .abs()
+                .min(1)
+                .values.max()
+                <= error
+            )
             and wanted.numel() > 0
             for name, inv_freq in self._spectra.items()
         )

@@ -58,7 +58,7 @@ def attend(
         kwargs["scaling"] = scaling
         q, k, v = folded(query, key, value, columns, scaling)
         output, weights = function(module, q, k, v, mask, **kwargs)
-        return output[..., : value.shape[-1]], weights
+        return output[..., : value.shape[-1]].contiguous(), weights  # some hosts take a view of it
     return _biased(module, query, key, value, mask, call, function, base, kwargs)
 
 

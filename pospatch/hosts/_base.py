@@ -34,7 +34,8 @@ class Host:
         silenced: arguments of the attention module that bring native positions with the call, zeroed where they are cleared.
         attention: ends of the paths of attention modules with mathematics of their own; empty where they ask the registry.
         carrier: the argument of such a module to which an additive bias can be added.
-        sincos: name of a buffer of sines and cosines by position, which stands in for a rotary module.
+        sincos: ends of the paths of tables of sines and cosines by position, which stand in for a rotary module.
+        convolved: ends of the paths of modules that make positions by a convolution; what they give is multiplied by zero.
         opened: buffers of a module that hold the causal triangle, set open during the proof.
         order: what knows the order of tokens beside the four sites (recurrent layers, convolutions, windows) and stays; the
             proof then looks at each attention alone.
@@ -52,7 +53,8 @@ class Host:
     silenced: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     carrier: str = ""
-    sincos: str = ""
+    sincos: tuple[str, ...] = ()
+    convolved: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     order: str = ""
     cross: tuple[str, ...] = CROSS
