@@ -12,10 +12,10 @@ _DIFFUSE = {"image_size": 32}
 
 GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (  # every head has a key of its own, rebuilt from the latent
-        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash", "youtu", "dots3_note_text", "esmc", "glm5_next_text", "mistral_large4_text"),
-        {"num_key_value_heads": 4},
+        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash", "youtu", "dots3_note_text", "glm5_next_text", "mistral_large4_text"),
+        {"num_key_value_heads": 4, "head_dim": 8},
     ),
-    (("kimi_k25", "dots3_note", "glm5_next", "mistral_large4"), {"text_config": {"num_key_value_heads": 4}}),
+    (("kimi_k25", "dots3_note", "glm5_next", "mistral_large4"), {"text_config": {"num_key_value_heads": 4, "head_dim": 8}}),
     (("qwen2_vl_text", "qwen2_5_vl_text", "glm_image_text", "glm_ocr_text", "glm4v_text"), {"rope_parameters": _MROPE, "head_dim": 8}),
     (("glm4v_moe_text",), {"rope_parameters": _HALF_MROPE, "head_dim": 8}),
     (("qwen2_vl", "qwen2_5_vl", "glm4v", "glm_ocr", "glm46v", "glmga", "glm_image", "qwen2_5_omni_thinker"), {"text_config": {"rope_parameters": _MROPE, "head_dim": 8}}),
@@ -33,6 +33,8 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("gemma3n_text",), {"intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0]}),
     (("reformer",), {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "is_decoder": True}),
     (("zamba", "zamba2"), {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}),
+    (("esmc",), {"num_key_value_heads": 4, "head_dim": 8}),
+    (("bamba",), {"attn_layer_indices": [1]}),
     (("zaya",), {"num_experts_per_tok": 1}),
     (("laguna",), {"num_attention_heads_per_layer": [4, 4]}),
     (("lfm2_moe",), {"layer_types": ["full_attention", "conv"]}),

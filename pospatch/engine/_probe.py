@@ -117,7 +117,10 @@ def _base(model: Any) -> Any:
     from transformers import PreTrainedModel
 
     base = getattr(model, "base_model", model)
-    return base if isinstance(base, PreTrainedModel) else model
+    if not isinstance(base, PreTrainedModel):
+        return model
+    named, taken = str(getattr(model, "main_input_name", "input_ids")), _parameters(base)
+    return base if named in taken or "args" in taken or named not in _parameters(model) else model
 
 
 def _main_input(base: Any) -> str:
@@ -125,7 +128,7 @@ def _main_input(base: Any) -> str:
     name = getattr(base, "main_input_name", "input_ids")
     name = str(name[0] if isinstance(name, list | tuple) else name)
     taken = [item for item in _parameters(base) if item != "self"]
-    return name if name in taken or "kwargs" in taken[:1] else taken[0]
+    return name if name in taken or taken[0] in ("args", "kwargs") else taken[0]
 
 
 def reads_text(model: Any) -> bool:
@@ -187,7 +190,8 @@ def forward(model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor 
     if "use_cache" in taken:
         keywords["use_cache"] = False
     output = base(**keywords)
-    return {name: value for name in OUTPUTS if torch.is_tensor(value := getattr(output, name, None))}
+    found = {name: value for name in OUTPUTS if torch.is_tensor(value := getattr(output, name, None))}
+    return found or {"logits": value for value in [getattr(output, "logits", None)] if torch.is_tensor(value)}
 
 
 def _parameters(module: nn.Module) -> Any:

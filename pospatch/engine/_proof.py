@@ -59,6 +59,8 @@ def _prove_respun(model: Any, probe: dict[str, Tensor]) -> None:
     """The new rotary module is what the model calls, and it turns by our frequencies; the forward ends there."""
 
     def reached(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not module.serves(args, kwargs):  # type: ignore[operator]
+            return
         if not module.turns_by_spectrum(args, kwargs, output):  # type: ignore[operator]
             raise SeamChanged(
                 f"{type(model).__name__}: {type(module.host).__name__} does not turn by its frequency buffers; it is left unpatched"

@@ -233,6 +233,10 @@ def _recomputed(module: nn.Module, label: str | None, rope_type: str) -> tuple[T
     if function is None:
         return None, 1.0
     keywords = {} if label is None else {"layer_type": label}
+    config = copy.deepcopy(real(module.config))
+    if getattr(config, "is_heterogeneous", False):  # layers of different sizes: the rotary module chose among them
+        name = "attention_scaling" if label is None else f"{label}_attention_scaling"
+        return None, float(getattr(module, name, None) or 1.0)
     with torch.device("cpu"):
-        inv_freq, factor = function(copy.deepcopy(real(module.config)), **keywords)
+        inv_freq, factor = function(config, **keywords)
     return inv_freq.float().cpu(), float(factor)

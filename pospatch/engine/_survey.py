@@ -18,7 +18,7 @@ from pospatch.engine._seams import KEYWORD, first_input, identity_rotation, is_c
 from pospatch.engine._sites import Sites, inv_freqs
 from pospatch.engine._undo import Undo
 from pospatch.engine._view import real, view
-from pospatch.errors import SeamChanged, UnsupportedHost
+from pospatch.errors import PospatchError, SeamChanged, UnsupportedHost
 
 __all__ = ["Seen", "declared", "survey"]
 
@@ -130,6 +130,13 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
             undo.hook(module.register_forward_hook(watch.rotated))
         with _probe.quiet(model):
             _probe.forward(model, probe)
+    except PospatchError:
+        raise
+    except Exception as error:
+        raise UnsupportedHost(
+            f"{type(model).__name__} does not run on the small input that its positions would be proven with; it says "
+            f"{str(error)[:200]!r}"
+        ) from error
     finally:
         undo.play()
     for path in watch.crossing - set(watch.seen):

@@ -136,7 +136,8 @@ def add_positions(
     hidden = args[0] if args else kwargs["hidden_states"]
     positions = kwargs.get("position_ids")
     if positions is None:
-        cache = self_attention(kwargs.get("past_key_values"))
+        held = kwargs.get("past_key_values")
+        cache = self_attention(held if held is not None else kwargs.get("layer_past"))
         seen = cache.get_seq_length() if cache is not None else 0
         positions = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
     hidden = hidden + table(positions).to(hidden.dtype)

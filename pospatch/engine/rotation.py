@@ -54,6 +54,12 @@ class FrequencyModule(nn.Module):
             if twin in self.host._buffers:
                 self.host._buffers[twin] = inv_freq.to(device)
 
+    def serves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """True where a call asks for a layer type whose frequencies are ours, or for the only ones there are."""
+        labels = {label_of(name) for name in self._spectra}
+        asked = kwargs.get("layer_type", next((value for value in args if isinstance(value, str)), None))
+        return asked in labels or None in labels or asked is None
+
     def turns_by_spectrum(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
         """True where an output holds the cosines of one of our spectra at its last position; some hosts compute their own."""
         positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
