@@ -10,6 +10,8 @@ _HALF_MROPE = {**_MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0
 _WINDOWS = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
 _DIFFUSE = {"image_size": 32}
 
+_MIXED = {"layer_types": ["linear_attention", "full_attention"]}
+
 GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (  # every head has a key of its own, rebuilt from the latent
         ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash", "youtu", "dots3_note_text", "glm5_next_text", "mistral_large4_text"),
@@ -35,6 +37,13 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("zamba", "zamba2"), {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}),
     (("esmc",), {"num_key_value_heads": 4, "head_dim": 8}),
     (("bamba",), {"attn_layer_indices": [1]}),
+    (("jamba",), {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 2}),
+    (("granitemoehybrid", "kimi_linear", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "minimax"), _MIXED),
+    (("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), {"text_config": _MIXED}),
+    (("lfm2", "lfm3"), {"layer_types": ["conv", "full_attention"]}),
+    (("lfm2_vl", "lfm3_vl"), {"text_config": {"layer_types": ["conv", "full_attention"]}}),
+    (("bailing_hybrid",), {"layer_group_size": 2}),
+    (("recurrent_gemma",), {"block_types": ["recurrent", "attention"]}),
     (("zaya",), {"num_experts_per_tok": 1}),
     (("laguna",), {"num_attention_heads_per_layer": [4, 4]}),
     (("lfm2_moe",), {"layer_types": ["full_attention", "conv"]}),

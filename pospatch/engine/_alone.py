@@ -78,12 +78,13 @@ def _prove_one(
     path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tolerance: dict[torch.dtype, float]
 ) -> None:
     hidden = first_input(module, args, kwargs)
-    order = torch.arange(hidden.shape[1] - 1, -1, -1, device=hidden.device)
-    turned = hidden[:, order]
+    axis = 1 if hidden.dim() > 2 else 0  # patches of many images come as one sequence without a batch
+    order = torch.arange(hidden.shape[axis] - 1, -1, -1, device=hidden.device)
+    turned = hidden.index_select(axis, order)
     swap = lambda value: turned if value is hidden else value  # noqa: E731
     straight = _first(module(*args, **kwargs))
     moved = _first(module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()}))
-    gap = (straight[:, order].float() - moved.float()).abs().max().item()
+    gap = (straight.index_select(axis, order).float() - moved.float()).abs().max().item()
     size = straight.float().std().item() + 1e-12
     if not gap <= tolerance.get(straight.dtype, 1e-3) * max(size, 1e-3):
         raise SeamChanged(

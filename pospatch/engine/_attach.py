@@ -11,7 +11,7 @@ from pospatch.engine import _native, _own, embedding, positions, rotation
 from pospatch.engine._config import own_configs
 from pospatch.engine._describe import site_rows
 from pospatch.engine._plan import Plan
-from pospatch.engine._seams import KEYWORD, carry
+from pospatch.engine._seams import KEYWORD, carry, note_positions
 from pospatch.engine._sites import stack_of
 from pospatch.engine._state import State
 from pospatch.engine._tables import silent_class
@@ -52,6 +52,9 @@ def carry_out(plan: Plan, patch: Patch) -> None:
     if plan.clearing:
         _clear_bias(plan, undo)
     _add_states(plan, patch)
+    for module in plan.sites.rotary.values():
+        if not plan.by_module:
+            undo.hook(module.register_forward_hook(note_positions, with_kwargs=True))
     _reindex(plan, patch)
     patch.native = _native.write(model, patch, plan)
     record = {

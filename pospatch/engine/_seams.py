@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,9 +24,20 @@ from pospatch.engine._state import Call, State
 from pospatch.engine._view import PREFIX
 from pospatch.errors import SeamChanged, UnsupportedHost
 
-__all__ = ["KEYWORD", "call_of", "carry", "dispatches", "first_input", "is_cross", "register"]
+__all__ = [
+    "KEYWORD",
+    "call_of",
+    "carry",
+    "dispatches",
+    "first_input",
+    "is_cross",
+    "note_positions",
+    "positions_of",
+    "register",
+]
 
 KEYWORD = "pospatch"
+NOTE = "_pospatch_positions"
 BASES = ("sdpa", "eager", "flex_attention")
 
 
@@ -50,7 +62,7 @@ def carry(
     hidden = first_input(module, args, kwargs)
     name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
     cache = kwargs.get(name)
-    call = call_of(module, state, hidden, kwargs.get("position_ids"), self_attention(cache))
+    call = call_of(module, state, hidden, positions_of(kwargs), self_attention(cache))
     changed = {**kwargs, KEYWORD: call}
     if cache is not None:
         changed[name] = CacheView(cache, call)
@@ -80,6 +92,32 @@ def call_of(module: nn.Module, state: State, hidden: Tensor, position_ids: Tenso
     if cache is not None and state.needs_key_positions and isinstance(seen, int) and not torch.compiler.is_compiling():
         call.record = extend_record(cache, seen, position_ids, hidden.shape[0])
     return call
+
+
+def positions_of(kwargs: dict[str, Any]) -> Tensor | None:
+    """The positions of a call: its own argument, or what the rotary module was asked for, noted on what it gave."""
+    given = kwargs.get("position_ids")
+    if given is not None:
+        return given[0] if given.dim() == 3 and _rows_agree(given) else given
+    turned = kwargs.get("position_embeddings")
+    return getattr(turned[0] if isinstance(turned, tuple) else turned, NOTE, None)
+
+
+def note_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of a rotary module: its positions go with its output to attention modules that are handed nothing else."""
+    positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
+    first = output[0] if isinstance(output, tuple) else output
+    if torch.compiler.is_compiling() or not torch.is_tensor(positions) or not torch.is_tensor(first):
+        return
+    if positions.dim() == 3 and _rows_agree(positions):
+        positions = positions[0]
+    if positions.dim() == 2:
+        setattr(first, NOTE, positions)
+
+
+def _rows_agree(position_ids: Tensor) -> bool:
+    """True where all rows of 3-row position ids are the same, as they are for text."""
+    return not torch.compiler.is_compiling() and bool((position_ids == position_ids[:1]).all())
 
 
 def first_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -144,6 +182,10 @@ def _attention(base: str) -> Callable[..., Any]:
             raise UnsupportedHost(
                 f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense"
             )
+        if (
+            call.cache is None and call.positions.shape[1] != query.shape[2]
+        ):  # images in one sequence, called one by one
+            call = replace(call, positions=torch.arange(query.shape[2], device=query.device)[None])
         if not call.state.reached:
             call.state.reached = True
         if call.state.proof:

@@ -111,9 +111,7 @@ def find(model: Any, stack: str | None = None) -> Sites:
         own = ends(path, host.attention)
         if (own or (not host.attention and dispatches(module))) and last not in host.cross:
             sites.attention[path] = module
-            if own and not dispatches(module):
-                sites.own[path] = module
-            elif own and not takes_keywords(module):
+            if own:
                 sites.own[path] = module
         elif inv_freqs(module):
             sites.rotary[path] = module
@@ -148,12 +146,6 @@ def _foreign(model: Any) -> tuple[str, ...]:
         return ("\0",)
     inner = ((path, module) for path, module in model.named_modules() if path and isinstance(module, PreTrainedModel))
     return ("\0", *(f"{path}." for path, module in inner if not _probe.reads_text(module)))
-
-
-def takes_keywords(module: nn.Module) -> bool:
-    """True where a forward takes keyword arguments that it does not name."""
-    parameters = inspect.signature(inspect.unwrap(type(module).forward)).parameters.values()
-    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def _row(model: Any) -> Host:

@@ -10,6 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine._cache import self_attention
+from pospatch.engine._seams import positions_of
 from pospatch.engine._tables import Table, silent_class
 from pospatch.engine._undo import Undo
 from pospatch.errors import BadOption
@@ -134,7 +135,7 @@ def add_positions(
     if table.proof:
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
-    positions = kwargs.get("position_ids")
+    positions = positions_of(kwargs)
     if positions is None:
         held = kwargs.get("past_key_values")
         cache = self_attention(held if held is not None else kwargs.get("layer_past"))
