@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pospatch import registry
 from pospatch.engine._patch import Patch, attach, merge
-from pospatch.errors import BadOptionType, NotPatched, UnsupportedHost, suggest
+from pospatch.errors import AlreadyPatched, BadOptionType, NotPatched, UnsupportedHost, suggest
 
 if TYPE_CHECKING:
     from pospatch.methods._base import Method
@@ -19,13 +19,17 @@ Model = TypeVar("Model")
 KEY = "_pospatch"
 
 
-def apply(model: Model, method: str | Method | Sequence[Any], **options: Any) -> Model:
+def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | None = None, **options: Any) -> Model:
     """Change the positional mechanism of a model in place and return the same object.
 
     Args:
-        model: any `PreTrainedModel` with a host row: base model, task head, or wrapped by peft; any dtype and device.
+        model: any `PreTrainedModel`: base model, task head, or wrapped by peft; any dtype and device. Where no row describes
+            its family, the wiring is detected, proven on the model at hand, and a warning says so.
         method: a registry name, a method object, or a list of them. In a list an item may be (name, {options}); keyword
             options go to the one method of the list that declares them.
+        part: "encoder" or "decoder" of a model that has both; None is the whole of an encoder-decoder. Of a model that joins
+            towers the decoder reads text and the encoder images or sound; None is the one that reads text. Cross-attention is
+            left alone.
         options: the method's options; see `pospatch methods NAME`.
 
     A method applied again replaces itself (with the same options nothing changes); methods in different slots compose.
@@ -34,7 +38,7 @@ def apply(model: Model, method: str | Method | Sequence[Any], **options: Any) ->
         UnknownName: no such method (with a suggestion).
         BadOption, BadOptionType: an option that is unknown, ill typed or out of range.
         UnsupportedHost: the model, or this pair of model and method, cannot work; with the reason.
-        AlreadyPatched: another method holds a site that this one needs.
+        AlreadyPatched: another method holds a site that this one needs, or another part of the model is patched.
         SeamChanged: the proof after attaching failed.
     The model is left exactly as it was whenever an error is raised.
 
@@ -46,10 +50,15 @@ def apply(model: Model, method: str | Method | Sequence[Any], **options: Any) ->
 
     adopt(target)
     old = patch_of(target)
+    if old is not None and part is not None and part != old.part:
+        raise AlreadyPatched(
+            f"part={part!r}: {type(target).__name__} carries a patch of its {old.part or 'whole'}, and one patch has one part; "
+            "call pospatch.remove(model) first"
+        )
     stack = merge(old.stack if old is not None else [], added)
     if old is not None and stack == old.stack:
         return model
-    _exchange(target, old, stack)
+    _exchange(target, old, stack, old.part if old is not None else part)
     arm(target)
     return model
 
@@ -75,17 +84,17 @@ def remove(model: Model) -> Model:
     return model
 
 
-def _exchange(target: Any, old: Patch | None, stack: list[Method]) -> None:
+def _exchange(target: Any, old: Patch | None, stack: list[Method], part: str | None) -> None:
     """Replace one attachment by another; on failure the old one stands again."""
     if old is None:
-        vars(target)[KEY] = attach(target, stack, {})
+        vars(target)[KEY] = attach(target, stack, {}, part)
         return
     old.rehearse(target, stack)
     old.detach()
     try:
-        vars(target)[KEY] = attach(target, stack, old.kept_for(stack))
+        vars(target)[KEY] = attach(target, stack, old.kept_for(stack), part)
     except BaseException:
-        vars(target)[KEY] = attach(target, old.stack, old.kept)
+        vars(target)[KEY] = attach(target, old.stack, old.kept, part)
         raise
 
 

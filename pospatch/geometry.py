@@ -21,6 +21,8 @@ class Rotation:
         inv_freq: frequencies in radians per token, float32, shape (dim // 2,).
         attention_factor: amplitude of cos and sin.
         rope_type: the name transformers gives it; "default" means inv_freq = theta ** (-2i / dim) exactly.
+        layout: which dimensions turn together, "half" (i, i + half) or "interleaved" (2i, 2i + 1), with " tail" where the
+            rotated ones are the last of the head; "unknown" where no such formula gives the host's q.
     """
 
     dim: int
@@ -28,6 +30,7 @@ class Rotation:
     inv_freq: torch.Tensor
     attention_factor: float = 1.0
     rope_type: str = "default"
+    layout: str = "half"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,9 @@ def test_gradients_equal_the_oracle(
             assert got is None or not got.any(), label
             continue
         assert got is not None and got.any(), f"no gradient reaches {label}"
-        torch.testing.assert_close(got.double(), want.double(), rtol=1e-4, atol=2e-5, msg=lambda m, x=label: f"{x}: {m}")
+        torch.testing.assert_close(
+            got.double(), want.double(), rtol=1e-4, atol=2e-5, msg=lambda m, x=label: f"{x}: {m}"
+        )
 
 
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,6 @@ def adopt(model: Any) -> None:
     from pospatch.engine._native import restore_base
     from pospatch.engine._patch import attach
 
-    restore_base(model, record.get("base") or {})
-    vars(model)[KEY] = attach(model, stack, {})
+    restore_base(model, record.get("base") or {}, record.get("part"))
+    vars(model)[KEY] = attach(model, stack, {}, record.get("part"))
     arm(model)

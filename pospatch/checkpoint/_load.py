@@ -69,7 +69,7 @@ def load(model_class: Any, path: Any, args: tuple[Any, ...], config: PospatchCon
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
     result = model_class.from_pretrained(path, *args, config=config.base, **kwargs)
     model = result[0] if isinstance(result, tuple) else result
-    model.__dict__[KEY] = attach(model, stack, {})
+    model.__dict__[KEY] = attach(model, stack, {}, record.get("part"))
     arm(model)
     _load_tensors(model, path, record.get("tensors") or [], hub)
     return result

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 
-from pospatch.engine import _native, embedding, positions, rotation
+from pospatch.engine import _native, _own, embedding, positions, rotation
 from pospatch.engine._config import own_configs
 from pospatch.engine._describe import site_rows
 from pospatch.engine._plan import Plan
-from pospatch.engine._seams import KEYWORD, carry
+from pospatch.engine._seams import KEYWORD, carry, note_positions
 from pospatch.engine._sites import stack_of
 from pospatch.engine._state import State
+from pospatch.engine._tables import silent_class
 from pospatch.engine._undo import Undo
 from pospatch.engine._view import view
-from pospatch.methods._base import Embedding, Index
+from pospatch.methods._base import Embedding, Index, Rotary
 
 if TYPE_CHECKING:
     from pospatch.engine._patch import Patch
@@ -28,10 +29,10 @@ RECORD_VERSION = 1
 
 def carry_out(plan: Plan, patch: Patch) -> None:
     """Change the model as the plan says; what was done is on `patch.undo`, also where this raises half way."""
-    model, undo = plan.model, patch.undo
+    model, whole, undo = plan.model, plan.whole, patch.undo
     patch.trained_length = plan.trained_length()
     patch.base = _native.base_fields(model)
-    patch.configs = own_configs(model, undo)
+    patch.configs = own_configs(whole, undo)
     patch.sites = site_rows(plan)
     table_method = plan.slots.get("embedding")
     if plan.clearing and not isinstance(table_method, Embedding):
@@ -40,12 +41,19 @@ def carry_out(plan: Plan, patch: Patch) -> None:
         _fill_embedding(plan, table_method, patch)
     if plan.by_module:
         rotation.respin(model, plan.sites, plan.spectra(), undo)
-    elif plan.sites.rotary and plan.native_rotation_goes() and not plan.partial:
+        if plan.sites.sincos:
+            _own.respin_sincos(plan.sites, plan.spectra()[None], _reach(plan), undo)
+    elif plan.native_rotation_goes() and not plan.partial:
         rotation.clear(plan.sites, undo)
+        _own.clear_sincos(plan.sites, undo)
     if plan.clearing:
-        for module in plan.sites.bias.values():
-            undo.freeze(module.get_parameter("weight"))
+        embedding.clear_convolved(plan.sites.convolved.values(), undo)
+    if plan.clearing:
+        _clear_bias(plan, undo)
     _add_states(plan, patch)
+    for module in plan.sites.rotary.values():
+        if not plan.by_module:
+            undo.hook(module.register_forward_hook(note_positions, with_kwargs=True))
     _reindex(plan, patch)
     patch.native = _native.write(model, patch, plan)
     record = {
@@ -53,11 +61,27 @@ def carry_out(plan: Plan, patch: Patch) -> None:
         "native": patch.native,
         "base": patch.base,
         "stack": [{"method": method.name, **method.options()} for method in plan.stack],
+        **({} if patch.part is None else {"part": patch.part}),
     }
     for _, config in patch.configs:
-        if config is model.config:
+        if config is whole.config:
             vars(config)["pospatch"] = record
     patch.snapshots = [dict(vars(config)) for _, config in patch.configs]
+
+
+def _reach(plan: Plan) -> int:
+    """Positions that a table of sines and cosines must hold."""
+    top = plan.top
+    lengths = [top.target_length(g) or 0 for g in plan.layers.values()] if isinstance(top, Rotary) else []
+    return max(lengths, default=0)
+
+
+def _clear_bias(plan: Plan, undo: Undo) -> None:
+    """Relative biases: one that the host's function gets is dropped there, one that its owner reads itself reads as zeros."""
+    for bias in plan.sites.bias.values():
+        undo.freeze(bias.weight)
+        if bias.inner:
+            undo.set_class(bias.module, silent_class(type(bias.module), bias.tensor))
 
 
 def _clear_tables(plan: Plan, undo: Undo) -> None:
@@ -72,13 +96,17 @@ def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
         for table in plan.sites.tables:
             _, geometry = firsts[stack_of(table.path, plan.paired)]
             key = (table.path, "weight")
-            patch.replaced[f"{table.path}.weight"] = table.weight
+            if not table.trained:
+                embedding.clear(table, patch.undo)
+                continue
+            patch.replaced[f"{table.path}.{table.tensor}"] = table.weight
             patch.kept[key] = embedding.replace(table, method, geometry, patch.undo, patch.kept.get(key))
             beside = (table.path, embedding.NAME)
             if made := embedding.weigh(table, method, geometry, patch.undo, patch.kept.get(beside)):
                 patch.kept[beside] = made
             embedding.regrow(table.parent, plan.sites.host.buffers, patch.kept[key].shape[0], patch.undo)
-        return
+        if all(table.trained for table in plan.sites.tables):
+            return
     for path, geometry in firsts.values():
         layer = _first_layer(plan.model, path)
         key = (path, "table")
@@ -128,15 +156,20 @@ def _add_states(plan: Plan, patch: Patch) -> None:
             and any(geometry.layer in m.chosen(geometry.layers) for m in plan.clearing)
             and bool(plan.sites.rotary)
         )
-        drop = bool(plan.clearing) and bool(plan.sites.bias)
+        drop = bool(plan.clearing) and bool(plan.sites.native_bias())
+        silenced = plan.sites.silenced() if plan.clearing else ()
         if not acting and not still and not drop and not (plan.clearing and not plan.by_module):
             continue
-        layout = plan.sites.host.layout if plan.base[path].rotation is not None else "half"
-        state = State(plan.seen_by(path, geometry), acting, layout=layout, drop_bias=drop, still=still)
+        own = path in plan.sites.own
+        carrier = plan.sites.host.carrier if own else ""
+        state = State(
+            plan.seen_by(path, geometry), acting, drop_bias=drop, still=still, carrier=carrier, silenced=silenced
+        )
         _give_weights(plan, path, state, module, patch)
-        patch.undo.set_attribute(module, "config", view(module.config))
+        if not own:
+            patch.undo.set_attribute(module, "config", view(module.config))
         patch.undo.add_module(module, KEYWORD, state)
-        patch.undo.hook(module.register_forward_pre_hook(carry, with_kwargs=True))
+        patch.undo.hook(module.register_forward_pre_hook(_own.carry_own if own else carry, with_kwargs=True))
 
 
 def _give_weights(plan: Plan, path: str, state: State, module: nn.Module, patch: Patch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from pospatch.engine._parts import choose
 from pospatch.engine._plan import Plan
 from pospatch.engine._sites import find
 
@@ -22,8 +23,9 @@ def site_rows(plan: Plan) -> list[dict[str, Any]]:
     sites = plan.sites
     natives = {
         "embedding": ", ".join(f"{type(t.module).__name__} of {t.rows}" for t in sites.tables[:1]),
-        "rotation": ", ".join(sorted({type(module).__name__ for module in sites.rotary.values()})),
-        "score": "relative bias" if sites.bias else "",
+        "rotation": ", ".join(sorted({type(module).__name__ for module in sites.rotary.values()}))
+        or ", ".join(table.path for table in sites.sincos[:1]),
+        "score": "relative bias" if sites.bias or sites.silenced() else "",
     }
     paths = {
         "positions": _reading(plan) if "positions" in plan.slots else [],
@@ -51,5 +53,6 @@ def _reading(plan: Plan) -> list[str]:
 
 def describe(model: Any) -> tuple[list[dict[str, Any]], int | None]:
     """The sites of an unpatched model and its trained length."""
-    plan = Plan(model, find(model), [], {})
+    part, half = choose(model, None)
+    plan = Plan(part, find(part, half), [], {}, model)
     return site_rows(plan), plan.trained_length()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pospatch.engine._view import real
 from pospatch.methods._base import Bands, Embedding, Index, Rotary
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def base_fields(model: Any) -> dict[str, Any]:
 
 def write(model: Any, patch: Patch, plan: Plan) -> bool:
     """Write lengths and rotary parameters into the model's own configs; True where they say everything."""
-    configs = [config for _, config in patch.configs]
+    inside = {id(real(vars(module).get("config"))) for module in model.modules()}
+    configs = [config for _, config in patch.configs if id(config) in inside]
     table = plan.slots.get("embedding")
     index = plan.slots.get("positions")
     if isinstance(index, Index) and not index.training_only:
@@ -119,15 +121,21 @@ def _same(configs: list[Any], label: str | None, native: dict[str, Any], ours: t
     return torch.equal(inv_freq.cpu(), ours[0].cpu()) and abs(amplitude - ours[1]) < 1e-12
 
 
-def restore_base(model: Any, base: dict[str, Any]) -> None:
+def restore_base(whole: Any, base: dict[str, Any], part: str | None = None) -> None:
     """Bring a model that was loaded with a native patch back to its base: config fields of its own, rotary modules rebuilt."""
     from pospatch.engine._config import own_configs
+    from pospatch.engine._parts import choose
     from pospatch.engine._sites import find
     from pospatch.engine._undo import Undo
 
-    sites = find(model)
-    for _, config in own_configs(model, Undo()):
+    model, half = choose(whole, part)
+    sites = find(model, half)
+    configs = own_configs(whole, Undo())
+    inside = {id(real(vars(module).get("config"))) for module in model.modules()}
+    for _, config in configs:
         vars(config).pop("pospatch", None)
+        if id(config) not in inside:
+            continue
         for name, value in base.items():
             if name in FIELDS and hasattr(config, name):
                 setattr(config, name, copy.deepcopy(value))

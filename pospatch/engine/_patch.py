@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,16 +10,19 @@ import torch.nn as nn
 
 from pospatch.engine._attach import carry_out
 from pospatch.engine._config import carry_back
-from pospatch.engine._geometry import declared, geometries, survey
+from pospatch.engine._geometry import geometries
+from pospatch.engine._parts import choose
 from pospatch.engine._plan import Plan
 from pospatch.engine._proof import prove
 from pospatch.engine._seams import register
 from pospatch.engine._sites import Sites, find
+from pospatch.engine._survey import declared, survey
 from pospatch.engine._undo import Undo
 from pospatch.engine.positions import Reindex
 from pospatch.errors import AlreadyPatched
 from pospatch.geometry import Geometry
-from pospatch.methods._base import Method, Rotary
+from pospatch.methods._base import Method, Nothing, Rotary
+from pospatch.registry import build
 
 __all__ = ["Patch", "attach", "merge"]
 
@@ -37,6 +41,7 @@ class Patch:
     kept: Kept = field(default_factory=dict)
     replaced: dict[str, nn.Parameter] = field(default_factory=dict)  # the host's tables that stand aside, by name
     native: bool = False
+    part: str | None = None
     trained_length: int | None = None
     base: dict[str, Any] = field(default_factory=dict)
     found: Sites | None = None
@@ -91,26 +96,54 @@ def merge(stack: list[Method], added: list[Method]) -> list[Method]:
     return result
 
 
-def attach(model: Any, stack: list[Method], kept: Kept) -> Patch:
-    """Attach a stack to an unpatched model, or raise and leave it as it was.
+def attach(whole: Any, stack: list[Method], kept: Kept, part: str | None = None) -> Patch:
+    """Attach a stack to an unpatched model, or to one part of it; or raise and leave it as it was.
 
     kept: learned tensors of an earlier attachment by (path, name), so that training survives when the stack grows.
     """
     register()
-    sites = find(model)
+    model, half = choose(whole, part)
+    sites = find(model, half)
+    if sites.detected and not all(isinstance(method, Nothing) for method in stack):
+        _prove_detected(model, sites, whole)
     spectral = all(isinstance(method, Rotary) and method.spectral and not method.dynamic for method in stack)
-    seen = declared(sites) if spectral and sites.rotary else survey(model, sites)
-    layers = geometries(model, sites, seen)
-    plan = Plan(model, sites, stack, layers)
-    if spectral and sites.rotary and not plan.by_module:  # what acts inside attention needs what attention really gets
-        layers = geometries(model, sites, survey(model, sites))
-        plan = Plan(model, sites, stack, layers)
+    seen = declared(sites) if spectral and sites.rotary else None
+    plan = _planned(model, sites, stack, seen, whole)
+    if seen is not None and not plan.by_module:  # what acts inside attention needs what attention really gets
+        plan = _planned(model, sites, stack, None, whole)
     plan.check()
-    patch = Patch(stack=stack, kept=dict(kept), found=sites, layers=layers)
+    patch = Patch(stack=stack, kept=dict(kept), found=sites, layers=plan.base, part=part)
     try:
         carry_out(plan, patch)
         prove(model, plan, patch.readers)
     except BaseException:
         patch.undo.play()
         raise
+    if sites.detected:
+        _say_detected(model, sites)
     return patch
+
+
+def _planned(model: Any, sites: Sites, stack: list[Method], seen: dict[str, Any] | None, whole: Any) -> Plan:
+    layers = geometries(model, sites, survey(model, sites) if seen is None else seen)
+    return Plan(model, sites, stack, layers, whole)
+
+
+def _prove_detected(model: Any, sites: Sites, whole: Any) -> None:
+    """A wiring that nobody wrote down: with every site that was found cleared, no position may be left."""
+    plan = _planned(model, sites, [build("nope")], None, whole)
+    trial = Patch(stack=plan.stack)
+    try:
+        carry_out(plan, trial)
+        prove(model, plan, {})
+    finally:
+        trial.undo.play()
+
+
+def _say_detected(model: Any, sites: Sites) -> None:
+    """Once a family: nobody wrote a row for it, so its wiring was found and proven on this model."""
+    warnings.warn(
+        f"no row describes the family {model.config.model_type!r}: {len(sites.attention)} attention modules, "
+        f"{len(sites.rotary)} rotary modules and {len(sites.tables)} tables of positions were detected, and proven by a forward",
+        stacklevel=2,
+    )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pospatch.engine._geometry import layer_type, trained_length
+from pospatch.engine._layout import UNKNOWN
 from pospatch.engine._sites import Sites, inv_freqs, label_of, stack_of
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
@@ -30,8 +31,11 @@ _Standing.name = "native rotation"
 class Plan:
     """The decisions about one stack on one model."""
 
-    def __init__(self, model: Any, sites: Sites, stack: list[Method], layers: dict[str, Geometry]) -> None:
+    def __init__(
+        self, model: Any, sites: Sites, stack: list[Method], layers: dict[str, Geometry], whole: Any = None
+    ) -> None:
         self.model, self.sites, self.stack = model, sites, stack
+        self.whole = model if whole is None else whole  # the model of which `model` is a part
         self.slots = {method.slot: method for method in stack}
         self.base = layers
         self.top: Method | None = self.slots.get("scaling") or self.slots.get("rotation")
@@ -51,6 +55,12 @@ class Plan:
         return geometry
 
     @property
+    def half(self) -> str | None:
+        """ "encoder" or "decoder" where one half of an encoder-decoder is patched alone."""
+        stacks = {stack_of(path, self.paired) for path in self.sites.attention}
+        return next(iter(stacks)) if self.paired and len(stacks) == 1 else None
+
+    @property
     def paired(self) -> bool:
         """True where the model has an encoder and a decoder, each with positions of its own."""
         return bool(getattr(self.model.config, "is_encoder_decoder", False))
@@ -68,7 +78,7 @@ class Plan:
         top = self.top
         return (
             isinstance(top, Rotary)
-            and bool(self.sites.rotary)
+            and bool(self.sites.rotary or self.sites.sincos)
             and top.spectral
             and not top.dynamic
             and not isinstance(self.slots.get("score"), Bands)
@@ -92,6 +102,7 @@ class Plan:
                 self._check_index(method)
             if isinstance(method, Bands):
                 self._check_bands(method)
+        self._check_reach()
         if self.partial and self.sites.tables:
             raise UnsupportedHost(
                 f"{self.clearing[0].name} with layers={self.clearing[0].layers}: the table of positions is added once, "
@@ -113,6 +124,25 @@ class Plan:
         elif isinstance(top, Rotary) and not self.tables_read():
             length = top.target_length(geometry)
         return geometry.with_(length=length or geometry.length)
+
+    def _check_reach(self) -> None:
+        """Refuse what an attention with mathematics of its own, or a rotation of a form unknown, would not take up."""
+        for path, geometry in self.layers.items():
+            acting = self.acting(path, geometry)
+            if path in self.sites.own:
+                for slot, method in acting.items():
+                    if slot != "score" or not isinstance(method, Bias) or not self.sites.host.carrier:
+                        what = "an additive bias alone" if self.sites.host.carrier else "nothing"
+                        raise UnsupportedHost(
+                            f"{method.name} acts on q and k, and the attention of {self.model.config.model_type!r} has "
+                            f"mathematics of its own, into which {what} can be brought from outside"
+                        )
+            native = self.base[path].rotation
+            if "rotary" in acting and native is not None and native.layout == UNKNOWN:
+                raise UnsupportedHost(
+                    f"{acting['rotary'].name} has to act inside attention, and the rotation of {self.model.config.model_type!r} "
+                    f"({path}) pairs dimensions in a way that was not recognised; methods that only change frequencies work"
+                )
 
     def _check_index(self, method: Index) -> None:
         if method.layers not in (None, "all"):
@@ -199,7 +229,11 @@ class Plan:
     def label(self, path: str, geometry: Geometry) -> str | None:
         """The layer type whose frequencies a layer reads, or None where all layers share one."""
         labels = {label_of(name) for module in self.sites.rotary.values() for name in inv_freqs(module)}
-        return None if None in labels else layer_type(self.sites.attention[path].config, geometry.layer)
+        return (
+            None
+            if not labels or None in labels
+            else layer_type(getattr(self.sites.attention[path], "config", self.model.config), geometry.layer)
+        )
 
     @staticmethod
     def scales(top: Method, label: str | None) -> bool:
@@ -253,4 +287,5 @@ def _placed(method: Rotary, geometry: Geometry) -> Rotation:
     dim = 2 * inv_freq.shape[-1]
     plain = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.float) / dim))
     kind = "default" if torch.equal(plain, inv_freq.cpu()) and amplitude == 1.0 else "custom"
-    return Rotation(dim=dim, theta=theta, inv_freq=inv_freq, attention_factor=amplitude, rope_type=kind)
+    layout = geometry.rotation.layout if geometry.rotation is not None else "half"
+    return Rotation(dim=dim, theta=theta, inv_freq=inv_freq, attention_factor=amplitude, rope_type=kind, layout=layout)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,21 +14,24 @@ from torch import Tensor
 
 from pospatch.errors import UnsupportedHost
 
-__all__ = ["forward", "quiet", "tokens"]
+__all__ = ["forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
 
 LENGTH = 8
+OUTPUTS = ("last_hidden_state", "encoder_last_hidden_state")
 
 
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each module's own mode and the random state come back."""
     modes = [(module, module.training) for module in model.modules()]
+    state = torch.get_rng_state()
     try:
         for module, _ in modes:
             module.training = False
         with torch.no_grad():
             yield
     finally:
+        torch.set_rng_state(state)
         for module, mode in modes:
             module.training = mode
 
@@ -34,12 +39,11 @@ def quiet(model: nn.Module) -> Iterator[None]:
 def tokens(model: Any) -> Tensor:
     """A few distinct ordinary token ids, (1, LENGTH)."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    special = {
-        getattr(config, name, None)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-    }
-    special |= {item for ids in special if isinstance(ids, list) for item in ids}
-    vocabulary = int(getattr(config, "vocab_size", 0) or 0)
+    named = [getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "decoder_start")]
+    special = {item for ids in named for item in (ids if isinstance(ids, list | tuple) else [ids])}
+    embedding = _embedding(model)
+    rows = getattr(embedding, "num_embeddings", 0)
+    vocabulary = int(getattr(config, "vocab_size", 0) or rows or 0)
     ids = [i for i in range(vocabulary) if i not in special][: 4 * LENGTH : 3][:LENGTH]
     if len(ids) < LENGTH:
         raise UnsupportedHost(
@@ -48,30 +52,147 @@ def tokens(model: Any) -> Tensor:
     return torch.tensor([ids], device=_device(model))
 
 
+def _embedding(model: Any) -> Any:
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError, ValueError, TypeError):
+        return None
+
+
 def _device(model: nn.Module) -> torch.device:
     """Where inputs go: the token embedding's device, since a dispatched model lives on several."""
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None  # type: ignore[operator]
+    embedding = _embedding(model)
     hook = getattr(embedding, "_hf_hook", None)
     if hook is not None and getattr(hook, "execution_device", None) is not None:
         return torch.device(hook.execution_device)
-    parameter = next((embedding or model).parameters())
-    return torch.device("cpu") if parameter.device.type == "meta" else parameter.device
+    parameter = next((embedding if isinstance(embedding, nn.Module) else model).parameters(), None)
+    if parameter is None or parameter.device.type == "meta":
+        return torch.device("cpu")
+    return parameter.device
 
 
-def forward(model: Any, ids: Tensor, decoder_ids: Tensor | None = None) -> dict[str, Tensor]:
-    """Last hidden states of the base model, by name: a task head adds nothing that positions could hide in."""
+def inputs(model: Any) -> dict[str, Tensor]:
+    """Inputs that the model's own forward takes: tokens, or the smallest image or sound of a shape that runs.
+
+    Raises:
+        UnsupportedHost: none of the usual shapes runs; with what the model said to the last one.
+    """
+    base = _base(model)
+    name = _main_input(base)
+    if "grid_thw" in _parameters(base):
+        return _packed_patches(base)
+    if name == "input_ids":
+        return {"input_ids": tokens(model)}
+    example = next(iter(base.parameters()))
+    dtype = example.dtype if example.dtype.is_floating_point else torch.float32
+    complaint: Exception | None = None
+    for shape in _shapes(base, name):
+        generator = torch.Generator().manual_seed(0)
+        value = torch.randn(shape, generator=generator).to(device=_device(base), dtype=dtype)
+        try:
+            with quiet(base):
+                forward(model, {name: value})
+        except Exception as error:  # noqa: BLE001  a wrong shape shows as any error; the last one is told
+            complaint = error
+        else:
+            return {name: value}
+    raise UnsupportedHost(
+        f"{type(model).__name__} takes {name!r} and no probe input was accepted; it said {str(complaint)[:200]!r}"
+    ) from complaint
+
+
+def _packed_patches(base: Any) -> dict[str, Tensor]:
+    """One image of 4 by 4 patches in the form of the towers that read patches of many images as one sequence."""
+    config = base.config
+    channels = getattr(config, "in_channels", None) or getattr(config, "num_channels", None) or 3
+    size = int(channels) * int(getattr(config, "temporal_patch_size", None) or 1) * _pair(config.patch_size)[0] ** 2
+    example = next(iter(base.parameters()))
+    patches = torch.randn((16, size), generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
+    first = next(name for name in _parameters(base) if name != "self")
+    return {first: patches, "grid_thw": torch.tensor([[1, 4, 4]], device=example.device)}
+
+
+def _base(model: Any) -> Any:
+    """The model without its head; a base model may hold a plain module under the name that heads keep theirs under."""
+    from transformers import PreTrainedModel
+
     base = getattr(model, "base_model", model)
-    keywords: dict[str, Any] = {"input_ids": ids, "return_dict": True}
-    if getattr(base.config, "is_encoder_decoder", False) and hasattr(base, "decoder"):
-        keywords["decoder_input_ids"] = ids if decoder_ids is None else decoder_ids
-    if "use_cache" in _parameters(base):
+    if not isinstance(base, PreTrainedModel):
+        return model
+    named, taken = str(getattr(model, "main_input_name", "input_ids")), _parameters(base)
+    return base if named in taken or "args" in taken or named not in _parameters(model) else model
+
+
+def _main_input(base: Any) -> str:
+    """The principal input; the first argument where the class names one that its forward does not take."""
+    name = getattr(base, "main_input_name", "input_ids")
+    name = str(name[0] if isinstance(name, list | tuple) else name)
+    taken = [item for item in _parameters(base) if item != "self"]
+    return name if name in taken or taken[0] in ("args", "kwargs") else taken[0]
+
+
+def reads_text(model: Any) -> bool:
+    """True where token ids are a model's principal input."""
+    return _main_input(_base(model)) == "input_ids"
+
+
+def grid_of(config: Any) -> tuple[int, int] | None:
+    """Rows and columns of patches of the images that a config is made for, or None where it names no patches."""
+    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
+    if size is None or patch is None:
+        return None
+    (height, width), (tall, wide) = _pair(size), _pair(patch)
+    return (height // tall, width // wide) if tall and wide and height >= tall and width >= wide else None
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if isinstance(size, dict):
+        return int(size["height"]), int(size["width"])
+    return (int(size[-2]), int(size[-1])) if isinstance(size, list | tuple) else (int(size), int(size))
+
+
+def _shapes(base: Any, name: str) -> Iterator[tuple[int, ...]]:
+    """Shapes to try, the likeliest first."""
+    config = base.config
+    if name.startswith("pixel_values"):
+        config = getattr(config, "vision_config", config)
+        channels = int(getattr(config, "num_channels", None) or getattr(config, "in_channels", None) or 3)
+        size = next((s for n in ("image_size", "img_size", "crop_size") if (s := getattr(config, n, None))), None)
+        height, width = _pair(size if size is not None else 64)
+        frames = int(getattr(config, "num_frames", 0) or getattr(config, "frames_per_clip", 0) or 0)
+        if frames:
+            yield (1, frames, channels, height, width)
+        yield (1, channels, height, width)
+        yield (1, channels, 224, 224)
+        return
+    bands = [int(v) for n in _BANDS if isinstance(v := getattr(config, n, None), int) and v > 1]
+    lengths = [int(v) for n in _FRAMES if isinstance(v := getattr(config, n, None), int) and v > 1]
+    for frames, band in itertools.product([*(2 * n for n in lengths), *lengths, 64, 100], [*bands, 80]):
+        yield (1, band, frames)
+        yield (1, frames, band)
+    yield (1, 4000)
+    yield (1, 1, 4000)
+
+
+_BANDS = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "n_mels", "input_size", "input_dim", "hidden_size")  # fmt: skip
+_FRAMES = ("max_source_positions", "max_length")
+
+
+def forward(model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor | None = None) -> dict[str, Tensor]:
+    """Last hidden states of the base model, by name: a task head adds nothing that positions could hide in."""
+    base = _base(model)
+    keywords: dict[str, Any] = {**({"input_ids": values} if torch.is_tensor(values) else values), "return_dict": True}
+    taken = _parameters(base)
+    if getattr(base.config, "is_encoder_decoder", False) and "decoder_input_ids" in taken:
+        keywords["decoder_input_ids"] = decoder_ids if decoder_ids is not None else keywords.get("input_ids")
+        if keywords["decoder_input_ids"] is None:
+            keywords["decoder_input_ids"] = tokens(model)
+    if "use_cache" in taken:
         keywords["use_cache"] = False
     output = base(**keywords)
-    names = ("last_hidden_state", "encoder_last_hidden_state")
-    return {name: getattr(output, name) for name in names if getattr(output, name, None) is not None}
+    found = {name: value for name in OUTPUTS if torch.is_tensor(value := getattr(output, name, None))}
+    return found or {"logits": value for value in [getattr(output, "logits", None)] if torch.is_tensor(value)}
 
 
 def _parameters(module: nn.Module) -> Any:
-    import inspect
-
     return inspect.signature(inspect.unwrap(type(module).forward)).parameters

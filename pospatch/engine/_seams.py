@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,9 +26,20 @@ from pospatch.engine._view import PREFIX
 from pospatch.errors import SeamChanged, UnsupportedHost
 from pospatch.methods._base import Forward
 
-__all__ = ["KEYWORD", "carry", "dispatches", "is_cross", "register"]
+__all__ = [
+    "KEYWORD",
+    "call_of",
+    "carry",
+    "dispatches",
+    "first_input",
+    "is_cross",
+    "note_positions",
+    "positions_of",
+    "register",
+]
 
 KEYWORD = "pospatch"
+NOTE = "_pospatch_positions"
 BASES = ("sdpa", "eager", "flex_attention")
 
 
@@ -50,28 +62,29 @@ def carry(
         return None
     forward = kwargs.pop(FORWARD, None)
     state: State = module._modules[KEYWORD]  # type: ignore[assignment]
-    hidden = args[0] if args else kwargs["hidden_states"]
+    hidden = first_input(module, args, kwargs)
     name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
     cache = kwargs.get(name)
     mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    call = _call(module, state, hidden, kwargs.get("position_ids"), mask, self_attention(cache), forward)
+    call = call_of(module, state, hidden, positions_of(kwargs), self_attention(cache), mask, forward)
     changed = {**kwargs, KEYWORD: call}
     if cache is not None:
         changed[name] = CacheView(cache, call)
     if state.still and kwargs.get("position_embeddings") is not None:
         changed["position_embeddings"] = identity_rotation(kwargs["position_embeddings"])
-    return args, changed
+    return args, {**changed, **state.silent(kwargs)}
 
 
-def _call(
+def call_of(
     module: nn.Module,
     state: State,
     hidden: Tensor,
     position_ids: Tensor | None,
-    mask: Any,
     cache: Any,
+    mask: Any = None,
     forward: Forward | None = None,
 ) -> Call:
+    """What one call of an attention module knows of positions."""
     if position_ids is not None and position_ids.dim() != 2:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
@@ -113,12 +126,49 @@ def _counted(mask: Any, length: int, seen: Any, device: torch.device) -> Tensor:
     return (torch.arange(length, device=device) + seen)[None]
 
 
+def positions_of(kwargs: dict[str, Any]) -> Tensor | None:
+    """The positions of a call: its own argument, or what the rotary module was asked for, noted on what it gave."""
+    given = kwargs.get("position_ids")
+    if given is not None:
+        return given[0] if given.dim() == 3 and _rows_agree(given) else given
+    turned = kwargs.get("position_embeddings")
+    return getattr(turned[0] if isinstance(turned, tuple) else turned, NOTE, None)
+
+
+def note_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    """Forward hook of a rotary module: its positions go with its output to attention modules that are handed nothing else."""
+    positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
+    first = output[0] if isinstance(output, tuple) else output
+    if torch.compiler.is_compiling() or not torch.is_tensor(positions) or not torch.is_tensor(first):
+        return
+    if positions.dim() == 3 and _rows_agree(positions):
+        positions = positions[0]
+    if positions.dim() == 2:
+        setattr(first, NOTE, positions)
+
+
+def _rows_agree(position_ids: Tensor) -> bool:
+    """True where all rows of 3-row position ids are the same, as they are for text."""
+    return not torch.compiler.is_compiling() and bool((position_ids == position_ids[:1]).all())
+
+
+def first_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states that enter a module: its first argument, whatever its name."""
+    if args:
+        return args[0]
+    if "hidden_states" in kwargs:
+        return kwargs["hidden_states"]
+    return next(value for value in kwargs.values() if torch.is_tensor(value) and value.dim() >= 3)
+
+
 def identity_rotation(value: Any) -> Any:
-    """The same rotary output turned into "no rotation": cos 1 and sin 0, or complex 1, in whatever layout."""
-    if isinstance(value, tuple):
+    """The same rotary output turned into "no rotation": cos 1 and sin 0, complex 1, or angle 0, in whatever layout."""
+    if isinstance(value, tuple) and len(value) == 2 and all(torch.is_tensor(item) for item in value):
         return torch.ones_like(value[0]), torch.zeros_like(value[1])
     if torch.is_tensor(value) and value.is_complex():
         return torch.ones_like(value)
+    if torch.is_tensor(value) and value.is_floating_point():
+        return torch.zeros_like(value)
     raise SeamChanged(
         f"a rotary module returned {type(value).__name__}, wanted (cos, sin) or a complex tensor; "
         "this family needs a row of its own"
@@ -164,6 +214,10 @@ def _attention(base: str) -> Callable[..., Any]:
             raise UnsupportedHost(
                 f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense"
             )
+        if (
+            call.cache is None and call.positions.shape[1] != query.shape[2]
+        ):  # images in one sequence, called one by one
+            call = replace(call, positions=torch.arange(query.shape[2], device=query.device)[None])
         if not call.state.reached:
             call.state.reached = True
         if call.state.proof:

@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from pospatch.engine._layout import paired
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bands, Contextual, Method, QueryScale, Rotary
 
@@ -29,16 +30,18 @@ class State(nn.Module):
         geometry: Geometry,
         methods: dict[str, Method],
         *,
-        layout: str = "half",
         drop_bias: bool = False,
         still: bool = False,
+        carrier: str = "",
+        silenced: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self.geometry = geometry
         self.methods = methods
-        self.layout = layout
         self.drop_bias = drop_bias  # the host's own additive bias is replaced
         self.still = still  # this layer's native rotation is replaced by the identity
+        self.carrier = carrier  # the argument that takes a bias, where no registered function is asked
+        self.silenced = silenced  # arguments that bring native positions, to be zeroed
         self.proof = False  # only during the proof: attend both ways with nothing of ours
         self.reached = False
         self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
@@ -84,12 +87,17 @@ class State(nn.Module):
         return rotary.rotate(self.paired(x), positions, side, self.weights_of("rotary"), self.geometry, length)
 
     def paired(self, x: Tensor) -> Tensor:
-        """Interleaved pairs (2i, 2i+1) moved to (i, i + half); done to q and k alike it leaves every dot product."""
+        """The rotated pairs moved to (i, i + half) of the first dimensions."""
         rotation = self.geometry.rotation
-        if self.layout == "half" or rotation is None:
-            return x
-        dim = rotation.dim
-        return torch.cat((x[..., 0:dim:2], x[..., 1:dim:2], x[..., dim:]), dim=-1)
+        return x if rotation is None or rotation.layout == "half" else paired(x, rotation.layout, rotation.dim)
+
+    def silent(self, given: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call that bring native positions, zeroed."""
+        return {
+            name: torch.zeros_like(value)
+            for name in self.silenced
+            if name != self.carrier and torch.is_tensor(value := given.get(name)) and value.is_floating_point()
+        }
 
     def state_of(self, hidden: Tensor) -> Tensor | None:
         """The per-token state of a contextual method, or None."""

@@ -6,10 +6,12 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from pospatch import registry
-from pospatch.engine._geometry import geometries, survey
+from pospatch.engine._geometry import geometries
+from pospatch.engine._parts import choose
 from pospatch.engine._patch import Patch, merge
 from pospatch.engine._plan import Plan
 from pospatch.engine._sites import find
+from pospatch.engine._survey import survey
 from pospatch.errors import PospatchError
 from pospatch.methods._base import Method
 
@@ -19,14 +21,15 @@ __all__ = ["Trial"]
 class Trial:
     """Asks of many methods whether they would fit one model, with one survey and without changing it."""
 
-    def __init__(self, model: Any, patch: Patch | None) -> None:
-        self.model = model
+    def __init__(self, whole: Any, patch: Patch | None, part: str | None = None) -> None:
+        self.model, half = choose(whole, patch.part if patch is not None else part)
+        model = self.model
         self.stack = patch.stack if patch is not None else []
         if patch is not None:
             assert patch.found is not None
             self.sites, self.layers = patch.found, patch.layers
         else:
-            self.sites = find(model)
+            self.sites = find(model, half)
             self.layers = geometries(model, self.sites, survey(model, self.sites))
 
     def example(self, cls: type[Method]) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class Undo:
         self.steps.append(("attribute", owner, name, vars(owner).get(name, _ABSENT)))
         vars(owner)[name] = new
 
+    def set_class(self, owner: nn.Module, new: type) -> None:
+        """Give a module another class, one that inherits from its own."""
+        self.steps.append(("class", owner, type(owner)))
+        owner.__class__ = new
+
     def freeze(self, parameter: nn.Parameter) -> None:
         """Take a parameter out of training; DDP raises for parameters that no forward uses."""
         self.steps.append(("grad", parameter, parameter.requires_grad))
@@ -63,6 +68,8 @@ class Undo:
                 owner.remove()
             elif kind == "grad":
                 owner.requires_grad_(rest[0])
+            elif kind == "class":
+                owner.__class__ = rest[0]
             elif kind == "added":
                 del owner._modules[rest[0]]
             elif kind == "attribute" and isinstance(rest[1], str) and rest[1] == _ABSENT:
@@ -74,7 +81,9 @@ class Undo:
                 owner._parameters[rest[0]] = rest[1]
             elif kind == "buffer":
                 now = owner._buffers[rest[0]]
-                owner._buffers[rest[0]] = rest[1] if now is None else rest[1].to(now.device)
+                follows = now is not None and now.is_floating_point() and rest[1].is_floating_point()
+                dtype = now.dtype if follows else rest[1].dtype
+                owner._buffers[rest[0]] = rest[1] if now is None else rest[1].to(device=now.device, dtype=dtype)
             else:
                 restored, now = rest[1], owner._modules[rest[0]]
                 owner._modules[rest[0]] = restored

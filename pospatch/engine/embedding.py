@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from pospatch.engine._cache import self_attention
 from pospatch.engine._forward import FORWARD
-from pospatch.engine._sites import Table
+from pospatch.engine._seams import positions_of
+from pospatch.engine._tables import Table, silent_class
 from pospatch.engine._undo import Undo
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
@@ -28,18 +30,24 @@ UNBOUNDED = 2**17  # rows of index buffers where no table bounds the length any 
 class EmptyTable(nn.Module):
     """Stands where the host's table stood: owns the same parameter under the same name and adds nothing, at any length."""
 
-    def __init__(self, original: nn.Module) -> None:
+    def __init__(self, original: nn.Module, tensor: str = "weight") -> None:
         super().__init__()
-        self.weight = original._parameters["weight"]
+        self.tensor = tensor
+        if (parameter := original._parameters.get(tensor)) is not None:
+            self.register_parameter(tensor, parameter)
+        else:
+            persistent = tensor not in original._non_persistent_buffers_set
+            self.register_buffer(tensor, original._buffers[tensor], persistent=persistent)
         vars(self)["padding_idx"] = getattr(original, "padding_idx", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        weight = self.get_parameter("weight")
+        weight = getattr(self, self.tensor)
         return weight.new_zeros(1, 1, weight.shape[-1])
 
     def moved_like(self, original: nn.Module) -> None:
         """Hand the parameter back, in case a wrapper put another object in its place."""
-        original._parameters["weight"] = self._parameters["weight"]
+        held = self._parameters if self.tensor in self._parameters else self._buffers
+        (original._parameters if held is self._parameters else original._buffers)[self.tensor] = held[self.tensor]
 
 
 class Weights(nn.Module):
@@ -76,8 +84,12 @@ class AddedTable(Weights):
 
 def clear(table: Table, undo: Undo) -> None:
     """Empty one table; its parameter stays in the state dict, frozen, so that DDP finds no unused one."""
-    undo.freeze(table.weight)
-    undo.set_module(table.parent, table.name, EmptyTable(table.module))
+    if table.trained:
+        undo.freeze(table.weight)
+    if table.inner:
+        undo.set_class(table.module, silent_class(type(table.module), table.tensor))
+    else:
+        undo.set_module(table.parent, table.name, EmptyTable(table.module, table.tensor))
 
 
 def replace(
@@ -86,11 +98,42 @@ def replace(
     """Put new rows behind the host's own offset rows; the table keeps its class and its way of indexing."""
     old, rows = table.weight, method.table(geometry)
     if kept is None:
-        weight = torch.cat((old.detach()[: table.offset], rows.to(device=old.device, dtype=old.dtype)))
-        kept = nn.Parameter(weight, requires_grad=old.requires_grad and not method.fixed)
-    undo.set_parameter(table.module, "weight", kept)
+        if geometry.grid is not None and rows.shape[0] != table.rows:
+            raise BadOption(
+                f"{method.name} makes a table of {rows.shape[0]} rows and {table.path} has one for each of the "
+                f"{table.rows} tokens of an image; give the model images of another size instead"
+            )
+        weight = torch.cat((table.matrix()[: table.offset], rows.to(device=old.device, dtype=old.dtype)))
+        kept = nn.Parameter(_shaped(weight, table), requires_grad=old.requires_grad and not method.fixed)
+    undo.set_parameter(table.module, table.tensor, kept)
+    if table.inner:
+        return kept
     undo.set_attribute(table.module, "num_embeddings", kept.shape[0])
     return kept
+
+
+def clear_convolved(modules: Iterable[nn.Module], undo: Undo) -> None:
+    """Positions that a convolution makes from the hidden states: nothing of them is added any more."""
+    for module in modules:
+        for parameter in module.parameters():
+            undo.freeze(parameter)
+        undo.hook(module.register_forward_hook(_nothing))
+
+
+def _nothing(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return torch.zeros_like(output)
+
+
+def _shaped(weight: Tensor, table: Table) -> Tensor:
+    """Rows in the dimensions of the table that they replace; one that an owner reads itself keeps its number of rows."""
+    if not table.inner:
+        return weight
+    if weight.shape != table.matrix().shape:
+        raise BadOption(
+            f"{table.path} has {table.rows} rows, one for each patch or frame that the model takes; {weight.shape[0] - table.offset} "
+            "would not be read: give the model inputs of another size instead"
+        )
+    return weight.reshape(table.weight.shape)
 
 
 def regrow(parent: nn.Module, names: tuple[str, ...], rows: int, undo: Undo) -> None:
@@ -146,9 +189,10 @@ def add_positions(
     if table.proof:
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
-    positions = kwargs.get("position_ids")
+    positions = positions_of(kwargs)
     if positions is None:
-        cache = self_attention(kwargs.get("past_key_values"))
+        held = kwargs.get("past_key_values")
+        cache = self_attention(held if held is not None else kwargs.get("layer_past"))
         seen = cache.get_seq_length() if cache is not None else 0
         positions = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
     if table.reindex is not None:

@@ -15,8 +15,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine._forward import NOTHING, Watch, parameters
-from pospatch.engine._sites import Table
 from pospatch.engine._state import State
+from pospatch.engine._tables import Table
 from pospatch.engine._undo import Undo
 from pospatch.engine.embedding import AddedTable
 from pospatch.errors import BadOption, UnsupportedHost

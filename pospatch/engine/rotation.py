@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 import torch.nn as nn
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class FrequencyModule(nn.Module):
         self.original = original
         self.host = copy.deepcopy(original, keep)
         self._spectra = {name: inv_freq.detach().cpu().float() for name, (inv_freq, _) in spectra.items()}
+        self._amplitudes = {name: amplitude for name, (_, amplitude) in spectra.items()}
         for name, (_, amplitude) in spectra.items():
             self._set_amplitude(name, amplitude)
         self._restore()
@@ -51,6 +53,33 @@ class FrequencyModule(nn.Module):
             twin = f"{name.removesuffix('inv_freq')}original_inv_freq"
             if twin in self.host._buffers:
                 self.host._buffers[twin] = inv_freq.to(device)
+
+    def serves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """True where a call asks for a layer type whose frequencies are ours, or for the only ones there are."""
+        labels = {label_of(name) for name in self._spectra}
+        asked = kwargs.get("layer_type", next((value for value in args if isinstance(value, str)), None))
+        return asked in labels or None in labels or asked is None
+
+    def turns_by_spectrum(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
+        """True where an output holds the cosines of one of our spectra at its last position; some hosts compute their own."""
+        positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
+        cos = output[0] if isinstance(output, tuple) else output
+        if not isinstance(positions, Tensor) or not isinstance(cos, Tensor) or positions.dim() < 2:
+            return True  # coordinates of a picture, or angles: another form, proven by reach alone
+        cos = (cos.real if cos.is_complex() else cos)[..., -1, :].float().cpu().reshape(-1)
+        position = float(positions.reshape(-1)[-1])
+        error = 2e-2 if output[0].dtype in (torch.float16, torch.bfloat16) else 1e-3
+        return any(
+            bool(
+                ((wanted := (position * inv_freq).cos() * self._amplitudes[name])[:, None] - cos)
+                .abs()
+                .min(1)
+                .values.max()
+                <= error
+            )
+            and wanted.numel() > 0
+            for name, inv_freq in self._spectra.items()
+        )
 
     def _apply(self, fn: Any, recurse: bool = True) -> FrequencyModule:
         super()._apply(fn, recurse)

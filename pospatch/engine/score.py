@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from pospatch.attention._mask import is_causal_call, looks_back
@@ -58,7 +59,7 @@ def attend(
         kwargs["scaling"] = scaling
         q, k, v = folded(query, key, value, columns, scaling)
         output, weights = function(module, q, k, v, mask, **kwargs)
-        return output[..., : value.shape[-1]], weights
+        return output[..., : value.shape[-1]].contiguous(), weights  # some hosts take a view of it
     return _biased(module, query, key, value, mask, call, function, base, kwargs)
 
 

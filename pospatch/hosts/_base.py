@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Host"]
+__all__ = ["AUTO", "CROSS", "Host", "Refusal"]
+
+AUTO = "auto"
+CROSS = (
+    "crossattention",
+    "encoder_attn",
+    "EncDecAttention",
+    "cross_attn",
+    "cross_attention",
+    "encoder_attention",
+    "multihead_attn",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +25,20 @@ class Host:
     Args:
         wiring: short name of the wiring, as tables show it.
         families: transformers' `model_type` names.
-        table: ends of the module paths of absolute tables.
-        offset: rows of a table before position 0; "padding_idx" where they are padding_idx + 1.
+        table: ends of the paths of absolute tables: modules with a weight, or parameters or buffers of their owner.
+        offset: rows of a table before position 0; "padding_idx" where they are padding_idx + 1; AUTO reads the module's own
+            `offset` or `padding_idx`.
         counts_offset: True where the config's length includes those rows.
         buffers: index buffers as long as the table, regrown with it.
-        layout: order of the rotated pairs, "half" (i, i + half) or "interleaved" (2i, 2i + 1).
         bias: ends of the paths of native relative-bias tables.
+        silenced: arguments of the attention module that bring native positions with the call, zeroed where they are cleared.
+        attention: ends of the paths of attention modules with mathematics of their own; empty where they ask the registry.
+        carrier: the argument of such a module to which an additive bias can be added.
+        sincos: ends of the paths of tables of sines and cosines by position, which stand in for a rotary module.
+        convolved: ends of the paths of modules that make positions by a convolution; what they give is multiplied by zero.
+        opened: buffers of a module that hold the causal triangle, set open during the proof.
+        order: what knows the order of tokens beside the four sites (recurrent layers, convolutions, windows) and stays; the
+            proof then looks at each attention alone.
         cross: names of cross-attention modules, which share no axis and are left alone.
         note: what a user of this family should know.
     """
@@ -27,10 +46,24 @@ class Host:
     wiring: str
     families: tuple[str, ...]
     table: tuple[str, ...] = ()
-    offset: int | str = 0
+    offset: int | str = AUTO
     counts_offset: bool = False
     buffers: tuple[str, ...] = ()
-    layout: str = "half"
     bias: tuple[str, ...] = ()
-    cross: tuple[str, ...] = ("crossattention", "encoder_attn", "EncDecAttention", "cross_attn", "cross_attention")
+    silenced: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ()
+    carrier: str = ""
+    sincos: tuple[str, ...] = ()
+    convolved: tuple[str, ...] = ()
+    opened: tuple[str, ...] = ()
+    order: str = ""
+    cross: tuple[str, ...] = CROSS
     note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Families that cannot be reached, and why."""
+
+    reason: str
+    families: tuple[str, ...]

@@ -20,7 +20,10 @@ def causal(rows: list[list[list[Tensor | float]]]) -> Tensor:
     """Nested lists [head][query][key up to it] as (heads, length, length), minus infinity beyond."""
     length = len(rows[0])
     full = [
-        [torch.stack([torch.as_tensor(x, dtype=torch.double) for x in row + [-math.inf] * (length - len(row))]) for row in head]
+        [
+            torch.stack([torch.as_tensor(x, dtype=torch.double) for x in row + [-math.inf] * (length - len(row))])
+            for row in head
+        ]
         for head in rows
     ]
     return torch.stack([torch.stack(head) for head in full])

@@ -3,7 +3,13 @@ import torch
 from pospatch.methods.alibi import slopes
 from tests.oracles._content import causal, scores
 
-VARIANTS = [{}, {"hidden": 5}, {"kernel_size": 3, "hidden": 7}, {"kernel_size": 5}, {"bias": "t5_bias", "kernel_size": 3}]
+VARIANTS = [
+    {},
+    {"hidden": 5},
+    {"kernel_size": 3, "hidden": 7},
+    {"kernel_size": 5},
+    {"bias": "t5_bias", "kernel_size": 3},
+]
 
 
 def inner(method, geometry, weights, h, r):

@@ -2,7 +2,12 @@ import torch
 
 from tests.oracles._content import causal
 
-VARIANTS = [{}, {"gate": True}, {"conv_size": 1, "rank": 3}, {"conv_size": 2, "rope_theta": 1.0, "max_angle": 2.0, "gate": True}]
+VARIANTS = [
+    {},
+    {"gate": True},
+    {"conv_size": 1, "rank": 3},
+    {"conv_size": 2, "rope_theta": 1.0, "max_angle": 2.0, "gate": True},
+]
 
 
 def angles(method, geometry, hidden, weights):

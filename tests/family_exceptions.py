@@ -1,0 +1,67 @@
+"""What a family needs beyond the common shrinking, as data: config fields by `model_type`.
+
+A group gives the same fields to several families; a field of a sub-config stands under that sub-config's name.
+"""
+
+from typing import Any
+
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+_HALF_MROPE = {**_MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
+_WINDOWS = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
+_DIFFUSE = {"image_size": 32}
+
+_MIXED = {"layer_types": ["linear_attention", "full_attention"]}
+
+GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
+    (  # every head has a key of its own, rebuilt from the latent
+        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash", "youtu", "dots3_note_text", "glm5_next_text", "mistral_large4_text"),
+        {"num_key_value_heads": 4, "head_dim": 8},
+    ),
+    (("kimi_k25", "dots3_note", "glm5_next", "mistral_large4"), {"text_config": {"num_key_value_heads": 4, "head_dim": 8}}),
+    (("qwen2_vl_text", "qwen2_5_vl_text", "glm_image_text", "glm_ocr_text", "glm4v_text"), {"rope_parameters": _MROPE, "head_dim": 8}),
+    (("glm4v_moe_text",), {"rope_parameters": _HALF_MROPE, "head_dim": 8}),
+    (("qwen2_vl", "qwen2_5_vl", "glm4v", "glm_ocr", "glm46v", "glmga", "glm_image", "qwen2_5_omni_thinker"), {"text_config": {"rope_parameters": _MROPE, "head_dim": 8}}),
+    (("glm4v_moe",), {"text_config": {"rope_parameters": _HALF_MROPE, "head_dim": 8}}),
+    (("cosmos3_edge_text",), {"rope_parameters": _MROPE, "head_dim": 8}),
+    (("cosmos3_edge",), {"text_config": {"rope_parameters": _MROPE, "head_dim": 8}}),
+    (("paddleocr_vl",), {"text_config": {"rope_parameters": {**_MROPE, "mrope_section": [4, 2, 2]}, "head_dim": 16}}),
+    (("swin", "donut-swin", "maskformer-swin"), _WINDOWS),
+    (("swinv2",), {**_WINDOWS, "pretrained_window_sizes": [0, 0]}),
+    (("swin2sr",), {"image_size": 16, "patch_size": 1, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
+    (("helium",), {"head_dim": 8}),
+    (("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4, "context_length": 16}),
+    (("gpt_neo",), {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 6}),
+    (("gemma3n", ), {"text_config": {"intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0]}}),
+    (("gemma3n_text",), {"intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0]}),
+    (("reformer",), {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "is_decoder": True}),
+    (("zamba", "zamba2"), {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}),
+    (("esmc",), {"num_key_value_heads": 4, "head_dim": 8}),
+    (("bamba",), {"attn_layer_indices": [1]}),
+    (("jamba",), {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 2}),
+    (("granitemoehybrid", "kimi_linear", "qwen3_next", "qwen3_5_text", "qwen3_5_moe_text", "olmo_hybrid", "minimax"), _MIXED),
+    (("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "minicpm_ocr"), {"text_config": _MIXED}),
+    (("lfm2", "lfm3"), {"layer_types": ["conv", "full_attention"]}),
+    (("lfm2_vl", "lfm3_vl"), {"text_config": {"layer_types": ["conv", "full_attention"]}}),
+    (("bailing_hybrid",), {"layer_group_size": 2}),
+    (("recurrent_gemma",), {"block_types": ["recurrent", "attention"]}),
+    (("zaya",), {"num_experts_per_tok": 1}),
+    (("laguna",), {"num_attention_heads_per_layer": [4, 4]}),
+    (("lfm2_moe",), {"layer_types": ["full_attention", "conv"]}),
+    (("falcon_h1",), {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16}),
+    (("moonshine_streaming",), {}),
+    (("lilt",), {"hidden_size": 48}),
+    (("layoutlmv3",), {"coordinate_size": 6, "shape_size": 4, "hidden_size": 32, "input_size": 32}),
+    (("led",), {"max_encoder_position_embeddings": 32, "max_decoder_position_embeddings": 32, "attention_window": 4}),
+    (("xmod",), {"default_language": "en_XX"}),
+    (("musicgen", "musicgen_melody"), {"decoder": {"num_codebooks": 1}}),
+    (("pixtral",), {"head_dim": 8}),
+    (("vitdet",), {"window_block_indices": []}),
+    (("hunyuan_vl_text",), {"rope_parameters": {"rope_type": "xdrope", "rope_theta": 10000.0, "xdrope_section": [1, 1, 1, 1]}}),
+    (("patchtst", "patchtsmixer"), {"context_length": 32, "patch_length": 4, "patch_stride": 4}),
+    (("swiftformer",), {}),
+    (("mobilevitv2",), {"image_size": 64}),
+    (("levit",), {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}),
+    (("decision_transformer",), {}),
+)  # fmt: skip
+
+EXCEPTIONS: dict[str, dict[str, Any]] = {family: fields for families, fields in GROUPS for family in families}
