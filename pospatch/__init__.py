@@ -31,6 +31,7 @@ _NAMES = {
     "methods": "pospatch.inspection",
     "hosts": "pospatch.inspection",
     "from_pretrained": "pospatch.checkpoint",
+    "load_distance_embeddings": "pospatch.checkpoint",
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }

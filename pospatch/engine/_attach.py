@@ -17,6 +17,7 @@ from pospatch.engine._state import State
 from pospatch.engine._tables import silent_class
 from pospatch.engine._undo import Undo
 from pospatch.engine._view import view
+from pospatch.geometry import Geometry
 from pospatch.methods._base import Embedding, Index, Rotary
 
 if TYPE_CHECKING:
@@ -78,10 +79,21 @@ def _reach(plan: Plan) -> int:
 
 def _clear_bias(plan: Plan, undo: Undo) -> None:
     """Relative biases: one that the host's function gets is dropped there, one that its owner reads itself reads as zeros."""
-    for bias in plan.sites.bias.values():
+    for path, bias in plan.sites.bias.items():
+        if plan.partial and not (bias.inner and _in_cleared_layer(plan, path)):
+            continue  # layers that were not chosen still read it
         undo.freeze(bias.weight)
         if bias.inner:
             undo.set_class(bias.module, silent_class(type(bias.module), bias.tensor))
+
+
+def _in_cleared_layer(plan: Plan, path: str) -> bool:
+    return any(path.startswith(f"{owner}.") and _clears(plan, geometry) for owner, geometry in plan.layers.items())
+
+
+def _clears(plan: Plan, geometry: Geometry) -> bool:
+    """True where what is natively in this layer goes."""
+    return any(geometry.layer in method.chosen(geometry.layers) for method in plan.clearing)
 
 
 def _clear_tables(plan: Plan, undo: Undo) -> None:
@@ -151,13 +163,10 @@ def _add_states(plan: Plan, patch: Patch) -> None:
     for path, geometry in plan.layers.items():
         module = plan.sites.attention[path]
         acting = plan.acting(path, geometry)
-        still = (
-            plan.partial
-            and any(geometry.layer in m.chosen(geometry.layers) for m in plan.clearing)
-            and bool(plan.sites.rotary)
-        )
-        drop = bool(plan.clearing) and bool(plan.sites.native_bias())
-        silenced = plan.sites.silenced() if plan.clearing else ()
+        cleared = _clears(plan, geometry)
+        still = plan.partial and cleared and bool(plan.sites.rotary)
+        drop = cleared and bool(plan.sites.native_bias())
+        silenced = plan.sites.silenced() if cleared else ()
         if not acting and not still and not drop and not (plan.clearing and not plan.by_module):
             continue
         own = path in plan.sites.own
