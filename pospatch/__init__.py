@@ -31,6 +31,7 @@ _NAMES = {
     "methods": "pospatch.inspection",
     "hosts": "pospatch.inspection",
     "from_pretrained": "pospatch.checkpoint",
+    "export": "pospatch.checkpoint.export",
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }
