@@ -32,6 +32,7 @@ _NAMES = {
     "hosts": "pospatch.inspection",
     "from_pretrained": "pospatch.checkpoint",
     "load_distance_embeddings": "pospatch.checkpoint",
+    "export": "pospatch.checkpoint.export",
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }

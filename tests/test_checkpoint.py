@@ -176,6 +176,27 @@ def test_without_pospatch_native_forms_equal_and_others_raise(saved: Any, withou
             assert REMEDY in got["message"], (way, got)
 
 
+@pytest.mark.parametrize("method", registry.names())
+def test_a_patch_of_some_layers_is_never_saved_as_one_of_all(tmp_path: Path, method: str) -> None:
+    """What transformers' own class makes of the checkpoint, without our help: the same logits or nothing."""
+    model = tiny.build("llama")
+    options = {**tiny.options(method, model), "layers": [0]}
+    try:
+        pospatch.apply(model, method, **options)
+    except pospatch.PospatchError:
+        assert pospatch.inspect(model).method is None
+        return
+    stir(model)
+    model.save_pretrained(tmp_path)
+    ids = tiny.ids(1, 40)
+    if pospatch.inspect(model).native:
+        with torch.no_grad():
+            assert torch.equal(tiny.logits(tf.LlamaForCausalLM.from_pretrained(tmp_path), ids), tiny.logits(model, ids))
+    else:
+        with pytest.raises(Exception, match=REMEDY):
+            tf.LlamaForCausalLM.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("host", AUTO)
 @pytest.mark.parametrize("method", ["t5_bias", "learned"])
 def test_heads_come_and_go(tmp_path: Path, host: str, method: str) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pospatch.checkpoint._config import wrap
 
-__all__ = ["TENSORS", "arm", "disarm", "is_patch_tensor", "tables"]
+__all__ = ["TENSORS", "arm", "disarm", "is_patch_tensor", "publish", "tables"]
 
 TENSORS = "pospatch.safetensors"
 
@@ -83,7 +83,7 @@ class Saver:
             if not is_main_process:
                 return None
             _finish(Path(folder), model, own)
-            _publish(Path(folder), target)
+            publish(Path(folder), target)
         return model.push_to_hub(repo, **token) if push_to_hub else None
 
 
@@ -102,7 +102,7 @@ def _finish(folder: Path, model: Any, own: dict[str, Tensor]) -> None:
     path.write_text(json.dumps(wrap(config, record), indent=2) + "\n")
 
 
-def _publish(folder: Path, target: Path) -> None:
+def publish(folder: Path, target: Path) -> None:
     """Move the finished files in, the config last: a reader finds the old config or the new one."""
     new = sorted(folder.iterdir(), key=lambda path: path.name == "config.json")
     names = {path.name for path in new}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pospatch.engine._patch import Patch
     from pospatch.engine._plan import Plan
 
-__all__ = ["base_fields", "write"]
+__all__ = ["base_fields", "restore_base", "same_spectrum", "write"]
 
 FIELDS = ("rope_parameters", "max_position_embeddings")
 
@@ -46,6 +46,8 @@ def write(model: Any, patch: Patch, plan: Plan) -> bool:
     if not acting:
         return True
     if not isinstance(top, Rotary) or not plan.sites.rotary or plan.partial or acting - {"rotation", "scaling"}:
+        return False
+    if top.layers not in (None, "all"):
         return False
     return _write_rope(configs, plan, top)
 
@@ -87,7 +89,7 @@ def _write_rope(configs: list[Any], plan: Plan, top: Rotary) -> bool:
         if native is None:
             return False
         written[label] = native
-        if not _same(configs, label, native, top.frequencies(source)):
+        if not same_spectrum(configs, label, native, top.frequencies(source)):
             return False
     for config in configs:
         if getattr(config, "rope_parameters", None):
@@ -106,12 +108,15 @@ def _merged(old: dict[str, Any], written: dict[str | None, dict[str, Any]]) -> d
     return merged
 
 
-def _same(configs: list[Any], label: str | None, native: dict[str, Any], ours: tuple[torch.Tensor, float]) -> bool:
+def same_spectrum(
+    configs: list[Any], label: str | None, native: dict[str, Any], ours: tuple[torch.Tensor, float]
+) -> bool:
+    """True where transformers computes `ours`, (inv_freq, amplitude), to the bit from these rope_parameters."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     function = ROPE_INIT_FUNCTIONS.get(native["rope_type"])
     if function is None:
-        return native["rope_type"] == "default"
+        return native["rope_type"] == "default" and _is_plain(native["rope_theta"], *ours)
     config = next((copy.deepcopy(item) for item in configs if getattr(item, "rope_parameters", None)), None)
     if config is None:
         return False
@@ -119,6 +124,12 @@ def _same(configs: list[Any], label: str | None, native: dict[str, Any], ours: t
     with torch.device("cpu"):
         inv_freq, amplitude = function(config, **({} if label is None else {"layer_type": label}))
     return torch.equal(inv_freq.cpu(), ours[0].cpu()) and abs(amplitude - ours[1]) < 1e-12
+
+
+def _is_plain(theta: float, inv_freq: torch.Tensor, amplitude: float) -> bool:
+    dim = 2 * inv_freq.shape[-1]
+    plain = 1.0 / (theta ** (torch.arange(0, dim, 2, dtype=torch.int64, device="cpu").float() / dim))
+    return torch.equal(plain, inv_freq.cpu()) and amplitude == 1.0
 
 
 def restore_base(whole: Any, base: dict[str, Any], part: str | None = None) -> None:
