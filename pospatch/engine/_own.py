@@ -68,7 +68,8 @@ def _with_bias(
         return {}
     hidden = first_input(module, args, kwargs)
     cache = given.get("layer_past") if given.get("layer_past") is not None else given.get("past_key_values")
-    call: Call = call_of(module, state, hidden, positions_of(given), cache, given.get("attention_mask"))
+    mask = given.get("attention_mask") if state.carrier == "attention_mask" else None  # others mark what is hidden
+    call: Call = call_of(module, state, hidden, positions_of(given), cache, mask)
     held = given.get(state.carrier)
     keys = hidden.shape[1] + int(call.seen)
     bias = state.score.bias(call.positions, call.key_positions(keys), state.weights_of("score"), state.geometry)
