@@ -48,7 +48,7 @@ def carry_out(plan: Plan, patch: Patch) -> None:
         rotation.clear(plan.sites, undo)
         _own.clear_sincos(plan.sites, undo)
     if plan.clearing:
-        embedding.clear_convolved(plan.sites.convolved.values(), undo)
+        embedding.hush(plan.sites.hushed.values(), undo)
     if plan.clearing:
         _clear_bias(plan, undo)
     _add_states(plan, patch)
@@ -109,7 +109,8 @@ def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
             _, geometry = firsts[stack_of(table.path, plan.paired)]
             key = (table.path, "weight")
             if not table.trained:
-                embedding.clear(table, patch.undo)
+                key = (table.path, "table")
+                patch.kept[key] = embedding.exchange(table, method, geometry, patch.undo, patch.kept.get(key))
                 continue
             patch.replaced[f"{table.path}.{table.tensor}"] = table.weight
             patch.kept[key] = embedding.replace(table, method, geometry, patch.undo, patch.kept.get(key))
@@ -117,8 +118,7 @@ def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
             if made := embedding.weigh(table, method, geometry, patch.undo, patch.kept.get(beside)):
                 patch.kept[beside] = made
             embedding.regrow(table.parent, plan.sites.host.buffers, patch.kept[key].shape[0], patch.undo)
-        if all(table.trained for table in plan.sites.tables):
-            return
+        return
     for path, geometry in firsts.values():
         layer = _first_layer(plan.model, path)
         key = (path, "table")

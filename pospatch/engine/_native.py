@@ -121,9 +121,16 @@ def same_spectrum(
     if config is None:
         return False
     config.rope_parameters = _merged(config.rope_parameters, {label: native})
-    with torch.device("cpu"):
-        inv_freq, amplitude = function(config, **({} if label is None else {"layer_type": label}))
-    return torch.equal(inv_freq.cpu(), ours[0].cpu()) and abs(amplitude - ours[1]) < 1e-12
+    try:
+        with torch.device("cpu"):
+            inv_freq, amplitude = function(config, **({} if label is None else {"layer_type": label}))
+    except (RuntimeError, AttributeError, KeyError, TypeError):  # transformers' formula does not fit this config
+        return False
+    return (
+        inv_freq.shape == ours[0].shape
+        and torch.equal(inv_freq.cpu(), ours[0].cpu())
+        and abs(amplitude - ours[1]) < 1e-12
+    )
 
 
 def _is_plain(theta: float, inv_freq: torch.Tensor, amplitude: float) -> bool:

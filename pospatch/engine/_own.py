@@ -12,8 +12,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pospatch.engine._seams import KEYWORD, call_of, first_input, is_cross
-from pospatch.engine._sites import Sites, arguments
+from pospatch.engine._seams import KEYWORD, arguments, call_of, first_input, given_to, is_cross, positions_of
+from pospatch.engine._sites import Sites
 from pospatch.engine._state import Call, State
 from pospatch.engine._tables import Table
 from pospatch.engine._undo import Undo
@@ -43,11 +43,6 @@ def carry_own(
     return put(module, args, kwargs, changes)
 
 
-def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by name."""
-    return {**dict(zip(arguments(module), args, strict=False)), **kwargs}
-
-
 def put(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], changes: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -73,7 +68,8 @@ def _with_bias(
         return {}
     hidden = first_input(module, args, kwargs)
     cache = given.get("layer_past") if given.get("layer_past") is not None else given.get("past_key_values")
-    call: Call = call_of(module, state, hidden, given.get("position_ids"), cache)
+    mask = given.get("attention_mask") if state.carrier == "attention_mask" else None  # others mark what is hidden
+    call: Call = call_of(module, state, hidden, positions_of(given), cache, mask)
     held = given.get(state.carrier)
     keys = hidden.shape[1] + int(call.seen)
     bias = state.score.bias(call.positions, call.key_positions(keys), state.weights_of("score"), state.geometry)

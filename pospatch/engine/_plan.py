@@ -138,7 +138,8 @@ class Plan:
                             f"mathematics of its own, into which {what} can be brought from outside"
                         )
             native = self.base[path].rotation
-            if "rotary" in acting and native is not None and native.layout == UNKNOWN:
+            fresh = acting.get("rotary") is self.slots.get("rotation")  # pairs of its own
+            if "rotary" in acting and not fresh and native is not None and native.layout == UNKNOWN:
                 raise UnsupportedHost(
                     f"{acting['rotary'].name} has to act inside attention, and the rotation of {self.model.config.model_type!r} "
                     f"({path}) pairs dimensions in a way that was not recognised; methods that only change frequencies work"

@@ -78,7 +78,7 @@ def inputs(model: Any) -> dict[str, Tensor]:
         UnsupportedHost: none of the usual shapes runs; with what the model said to the last one.
     """
     base = _base(model)
-    name = _main_input(base)
+    name = _main_input(model)
     if "grid_thw" in _parameters(base):
         return _packed_patches(base)
     if name == "input_ids":
@@ -123,17 +123,19 @@ def _base(model: Any) -> Any:
     return base if named in taken or "args" in taken or named not in _parameters(model) else model
 
 
-def _main_input(base: Any) -> str:
+def _main_input(model: Any) -> str:
     """The principal input; the first argument where the class names one that its forward does not take."""
-    name = getattr(base, "main_input_name", "input_ids")
+    name = getattr(model, "main_input_name", "input_ids")
     name = str(name[0] if isinstance(name, list | tuple) else name)
-    taken = [item for item in _parameters(base) if item != "self"]
-    return name if name in taken or taken[0] in ("args", "kwargs") else taken[0]
+    taken = [item for item in _parameters(model) if item != "self"]
+    if name in taken:
+        return name
+    return "input_ids" if taken[0] in ("args", "kwargs") else taken[0]  # a wrapper around a decoder hands everything on
 
 
 def reads_text(model: Any) -> bool:
     """True where token ids are a model's principal input."""
-    return _main_input(_base(model)) == "input_ids"
+    return _main_input(model) == "input_ids"
 
 
 def grid_of(config: Any) -> tuple[int, int] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from pospatch.engine import _alone, _probe, embedding, rotation
 from pospatch.engine._plan import Plan
 from pospatch.engine._seams import KEYWORD
 from pospatch.engine.positions import Reindex
-from pospatch.errors import SeamChanged, UnsupportedHost
+from pospatch.errors import PospatchError, SeamChanged, UnsupportedHost
 from pospatch.methods._base import Bias
 
 __all__ = ["prove"]
@@ -27,7 +29,7 @@ def prove(model: Any, plan: Plan, readers: dict[str, Reindex]) -> None:
     }
     added = [module for module in model.modules() if isinstance(module, embedding.AddedTable)]
     probe = plan.sites.probe(model)
-    with _probe.quiet(model):
+    with _probe.quiet(model), _told(model):
         if plan.by_module and not states and not readers:
             _prove_respun(model, probe)
             _alone.prove_read(model, plan, probe)
@@ -51,6 +53,19 @@ def prove(model: Any, plan: Plan, readers: dict[str, Reindex]) -> None:
             _prove_cleared(model, plan, probe, [*states.values(), *added])
 
 
+@contextmanager
+def _told(model: Any) -> Iterator[None]:
+    """A model that ran before and does not run with the patch is left as it was, with what it said."""
+    try:
+        yield
+    except (PospatchError, _Reached):
+        raise
+    except Exception as error:
+        raise SeamChanged(
+            f"{type(model).__name__} does not run with the patch ({type(error).__name__}: {str(error)[:200]}); it is left unpatched"
+        ) from error
+
+
 class _Reached(Exception):
     """Ends a proof forward early: what was to be shown has been seen."""
 
@@ -63,7 +78,8 @@ def _prove_respun(model: Any, probe: dict[str, Tensor]) -> None:
             return
         if not module.turns_by_spectrum(args, kwargs, output):  # type: ignore[operator]
             raise SeamChanged(
-                f"{type(model).__name__}: {type(module.host).__name__} does not turn by its frequency buffers; it is left unpatched"
+                f"{type(model).__name__}: {type(module.host).__name__} does not turn by its frequencies at token positions (it computes "
+                "its own, or turns by coordinates), so new frequencies would not mean what they say; it is left unpatched"
             )
         raise _Reached
 

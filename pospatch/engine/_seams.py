@@ -28,10 +28,12 @@ from pospatch.methods._base import Forward
 
 __all__ = [
     "KEYWORD",
+    "arguments",
     "call_of",
     "carry",
     "dispatches",
     "first_input",
+    "given_to",
     "is_cross",
     "note_positions",
     "positions_of",
@@ -65,8 +67,9 @@ def carry(
     hidden = first_input(module, args, kwargs)
     name = "layer_past" if kwargs.get("layer_past") is not None else "past_key_values"
     cache = kwargs.get(name)
-    mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-    call = call_of(module, state, hidden, positions_of(kwargs), self_attention(cache), mask, forward)
+    given = given_to(module, args, kwargs)
+    mask, layer = given.get("attention_mask"), given.get("layer_idx")
+    call = call_of(module, state, hidden, positions_of(given), self_attention(cache), mask, forward, layer)
     changed = {**kwargs, KEYWORD: call}
     if cache is not None:
         changed[name] = CacheView(cache, call)
@@ -83,8 +86,9 @@ def call_of(
     cache: Any,
     mask: Any = None,
     forward: Forward | None = None,
+    layer: int | None = None,
 ) -> Call:
-    """What one call of an attention module knows of positions."""
+    """What one call of an attention module knows of positions; `layer` is its place in the cache, where several share it."""
     if position_ids is not None and position_ids.dim() != 2:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
@@ -93,7 +97,7 @@ def call_of(
     offset: Any = 0
     length = hidden.shape[1]
     if cache is not None:
-        layer = getattr(module, "layer_idx", 0) or 0
+        layer = (getattr(module, "layer_idx", 0) or 0) if layer is None else layer
         seen = cache.get_seq_length(layer)
         if isinstance(seen, Tensor):  # a static cache mutates it in place
             seen = seen.clone() if torch.compiler.is_compiling() or not state.needs_key_positions else int(seen)
@@ -150,6 +154,16 @@ def note_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 def _rows_agree(position_ids: Tensor) -> bool:
     """True where all rows of 3-row position ids are the same, as they are for text."""
     return not torch.compiler.is_compiling() and bool((position_ids == position_ids[:1]).all())
+
+
+def arguments(module: nn.Module) -> tuple[str, ...]:
+    """Names of what a module's forward takes, in order."""
+    return tuple(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
+
+
+def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What a call gives by name, arguments in their order included; the first is the hidden states."""
+    return kwargs if len(args) < 2 else {**dict(zip(arguments(module)[1:], args[1:], strict=False)), **kwargs}
 
 
 def first_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

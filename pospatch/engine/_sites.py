@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine import _probe
-from pospatch.engine._seams import dispatches
+from pospatch.engine._seams import arguments, dispatches
 from pospatch.engine._tables import Table, ends, tables_of
 from pospatch.engine._view import real
 from pospatch.errors import UnsupportedHost
@@ -42,7 +41,7 @@ class Sites:
     Args:
         own: the attention modules with mathematics of their own, which no registered function reaches.
         sincos: tables of sines and cosines that q and k are rotated by.
-        convolved: modules that make positions by a convolution.
+        hushed: modules that give nothing but positions.
         silenced: arguments that bring native positions into an attention module.
     """
 
@@ -53,7 +52,7 @@ class Sites:
     bias: dict[str, Bias] = field(default_factory=dict)
     own: dict[str, nn.Module] = field(default_factory=dict)
     sincos: list[Table] = field(default_factory=list)
-    convolved: dict[str, nn.Module] = field(default_factory=dict)
+    hushed: dict[str, nn.Module] = field(default_factory=dict)
     inputs: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def probe(self, model: Any) -> dict[str, Tensor]:
@@ -86,11 +85,6 @@ class Sites:
         return tuple(name for name in self.host.silenced if name in taken)
 
 
-def arguments(module: nn.Module) -> tuple[str, ...]:
-    """Names of what a module's forward takes, in order."""
-    return tuple(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
-
-
 def find(model: Any, stack: str | None = None) -> Sites:
     """The sites of a model, or of its encoder or decoder alone.
 
@@ -106,8 +100,8 @@ def find(model: Any, stack: str | None = None) -> Sites:
         if f"{path}.".startswith(foreign):
             continue
         last = path.rpartition(".")[2]
-        if ends(path, host.convolved):
-            sites.convolved[path] = module
+        if ends(path, host.hushed):
+            sites.hushed[path] = module
         own = ends(path, host.attention)
         if (own or (not host.attention and dispatches(module))) and last not in host.cross:
             sites.attention[path] = module
@@ -132,7 +126,7 @@ def find(model: Any, stack: str | None = None) -> Sites:
 
 def _keep(sites: Sites, stack: str) -> None:
     """Forget what stands in the other half of an encoder-decoder."""
-    for held in (sites.attention, sites.rotary, sites.bias, sites.own, sites.convolved):
+    for held in (sites.attention, sites.rotary, sites.bias, sites.own, sites.hushed):
         for path in [path for path in held if stack_of(path, True) != stack]:
             del held[path]
     sites.tables = [table for table in sites.tables if stack_of(table.path, True) == stack]

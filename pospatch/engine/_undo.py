@@ -41,6 +41,12 @@ class Undo:
         self.steps.append(("buffer", parent, name, parent._buffers[name]))
         parent._buffers[name] = new
 
+    def swap_buffer(self, parent: nn.Module, name: str, new: nn.Parameter) -> None:
+        """Let a parameter stand where a buffer stood."""
+        self.steps.append(("swapped", parent, name, parent._buffers[name], list(parent._buffers)))
+        del parent._buffers[name]
+        parent._parameters[name] = new
+
     def set_attribute(self, owner: Any, name: str, new: Any) -> None:
         """Set an instance attribute; an absent one is deleted again."""
         self.steps.append(("attribute", owner, name, vars(owner).get(name, _ABSENT)))
@@ -79,6 +85,8 @@ class Undo:
             elif kind == "parameter":
                 _follow(owner, owner._parameters[rest[0]], rest[1])
                 owner._parameters[rest[0]] = rest[1]
+            elif kind == "swapped":
+                _swap_back(owner, *rest)
             elif kind == "buffer":
                 now = owner._buffers[rest[0]]
                 follows = now is not None and now.is_floating_point() and rest[1].is_floating_point()
@@ -88,6 +96,14 @@ class Undo:
                 restored, now = rest[1], owner._modules[rest[0]]
                 owner._modules[rest[0]] = restored
                 _follow_module(now, restored)
+
+
+def _swap_back(owner: nn.Module, name: str, buffer: Any, order: list[str]) -> None:
+    """The buffer again, in its place among the others."""
+    now = owner._parameters.pop(name)
+    held = {**owner._buffers, name: buffer if now is None else buffer.to(device=now.device, dtype=now.dtype)}
+    owner._buffers.clear()
+    owner._buffers.update({key: held[key] for key in order if key in held})
 
 
 def _follow(owner: nn.Module, now: Any, before: nn.Parameter) -> None:

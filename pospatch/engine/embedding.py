@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +12,28 @@ from torch import Tensor
 
 from pospatch.engine._cache import self_attention
 from pospatch.engine._forward import FORWARD
-from pospatch.engine._seams import positions_of
+from pospatch.engine._seams import given_to, positions_of
 from pospatch.engine._tables import Table, silent_class
 from pospatch.engine._undo import Undo
-from pospatch.errors import BadOption
+from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Embedding
 
 if TYPE_CHECKING:
     from pospatch.engine.positions import Reindex
 
-__all__ = ["AddedTable", "EmptyTable", "add", "add_positions", "clear", "regrow", "replace", "weigh"]
+__all__ = [
+    "AddedTable",
+    "EmptyTable",
+    "add",
+    "add_positions",
+    "clear",
+    "exchange",
+    "hush",
+    "regrow",
+    "replace",
+    "weigh",
+]
 
 NAME = "pospatch_table"
 UNBOUNDED = 2**17  # rows of index buffers where no table bounds the length any more; 1 MB each
@@ -82,6 +94,35 @@ class AddedTable(Weights):
         return super().forward(torch.nn.functional.embedding(positions, self.weight))
 
 
+class IndexedTable(nn.Module):
+    """A table of ours in the place of one that its host keeps in a buffer, out of reach of gradients.
+
+    The host's module still says which row each token gets: its own rows are exchanged for their numbers, and ours are looked up.
+    """
+
+    def __init__(self, original: nn.Module, tensor: str, table: AddedTable) -> None:
+        super().__init__()
+        vars(self)["padding_idx"] = getattr(original, "padding_idx", None)
+        self.add_module(NAME, table)
+        counter = copy.copy(original)
+        counter._buffers = {
+            **original._buffers,
+            tensor: torch.arange(UNBOUNDED, device=table.weight.device).float()[:, None],
+        }
+        vars(self)["counter"] = counter  # no submodule: nothing of it is saved
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        counter = vars(self)["counter"]
+        return self._modules[NAME](counter(*args, **kwargs)[..., 0].long())  # type: ignore[misc]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> IndexedTable:
+        super()._apply(fn, recurse)
+        table: Any = self._modules[NAME]
+        buffers = vars(self)["counter"]._buffers
+        buffers.update({n: value if value is None else value.to(table.weight.device) for n, value in buffers.items()})
+        return self
+
+
 def clear(table: Table, undo: Undo) -> None:
     """Empty one table; its parameter stays in the state dict, frozen, so that DDP finds no unused one."""
     if table.trained:
@@ -112,7 +153,33 @@ def replace(
     return kept
 
 
-def clear_convolved(modules: Iterable[nn.Module], undo: Undo) -> None:
+def exchange(table: Table, method: Embedding, geometry: Geometry, undo: Undo, kept: Any = None) -> Any:
+    """Put rows of ours, which can be trained, in the place of a table that stands in a buffer; the host still counts."""
+    if kept is None:
+        old = table.matrix()
+        dtype = old.dtype if old.dtype.is_floating_point else torch.float32
+        rows = torch.cat((old[: table.offset], method.table(geometry).to(device=old.device, dtype=dtype)))
+        if table.inner:
+            _refuse_weights(table, method, geometry)
+            kept = nn.Parameter(rows, requires_grad=not method.fixed)
+        else:
+            kept = AddedTable(method, rows, _like(rows, method.weights(geometry)))
+    if table.inner:
+        undo.swap_buffer(table.module, table.tensor, kept)
+    else:
+        undo.set_module(table.parent, table.name, IndexedTable(table.module, table.tensor, kept))
+    return kept
+
+
+def _refuse_weights(table: Table, method: Embedding, geometry: Geometry) -> None:
+    if method.weights(geometry):
+        raise UnsupportedHost(
+            f"{method.name} sends the rows of its table through learned tensors, and {table.path} is read by its owner itself; "
+            "there is nothing between the two"
+        )
+
+
+def hush(modules: Iterable[nn.Module], undo: Undo) -> None:
     """Positions that a convolution makes from the hidden states: nothing of them is added any more."""
     for module in modules:
         for parameter in module.parameters():
@@ -154,6 +221,8 @@ def weigh(
     tensors = method.weights(geometry)
     if not tensors:
         return None
+    if table.inner:
+        _refuse_weights(table, method, geometry)
     made = kept if kept is not None else Weights(method, _like(table.weight, tensors))
     undo.add_module(table.module, NAME, made)
     undo.hook(table.module.register_forward_hook(_weighed))
@@ -189,10 +258,11 @@ def add_positions(
     if table.proof:
         return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
-    positions = positions_of(kwargs)
+    given = given_to(layer, args, kwargs)
+    positions = positions_of(given)
     if positions is None:
-        held = kwargs.get("past_key_values")
-        cache = self_attention(held if held is not None else kwargs.get("layer_past"))
+        held = given.get("past_key_values")
+        cache = self_attention(held if held is not None else given.get("layer_past"))
         seen = cache.get_seq_length() if cache is not None else 0
         positions = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
     if table.reindex is not None:

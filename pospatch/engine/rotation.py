@@ -61,11 +61,12 @@ class FrequencyModule(nn.Module):
         return asked in labels or None in labels or asked is None
 
     def turns_by_spectrum(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> bool:
-        """True where an output holds the cosines of one of our spectra at its last position; some hosts compute their own."""
+        """True where an output holds the cosines of one of our spectra at its last position. Some hosts compute their own, and
+        some turn by the coordinates of a picture or make something else of the frequencies."""
         positions = args[1] if len(args) > 1 else kwargs.get("position_ids")
         cos = output[0] if isinstance(output, tuple) else output
         if not isinstance(positions, Tensor) or not isinstance(cos, Tensor) or positions.dim() < 2:
-            return True  # coordinates of a picture, or angles: another form, proven by reach alone
+            return False
         cos = (cos.real if cos.is_complex() else cos)[..., -1, :].float().cpu().reshape(-1)
         position = float(positions.reshape(-1)[-1])
         error = 2e-2 if output[0].dtype in (torch.float16, torch.bfloat16) else 1e-3

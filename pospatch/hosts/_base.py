@@ -35,7 +35,8 @@ class Host:
         attention: ends of the paths of attention modules with mathematics of their own; empty where they ask the registry.
         carrier: the argument of such a module to which an additive bias can be added.
         sincos: ends of the paths of tables of sines and cosines by position, which stand in for a rotary module.
-        convolved: ends of the paths of modules that make positions by a convolution; what they give is multiplied by zero.
+        hushed: ends of the paths of modules that give nothing but positions (a convolution over the tokens, a lookup of distances):
+            what they give is zeroed.
         opened: buffers of a module that hold the causal triangle, set open during the proof.
         order: what knows the order of tokens beside the four sites (recurrent layers, convolutions, windows) and stays; the
             proof then looks at each attention alone.
@@ -54,7 +55,7 @@ class Host:
     attention: tuple[str, ...] = ()
     carrier: str = ""
     sincos: tuple[str, ...] = ()
-    convolved: tuple[str, ...] = ()
+    hushed: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     order: str = ""
     cross: tuple[str, ...] = CROSS

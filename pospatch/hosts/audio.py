@@ -11,14 +11,14 @@ AUDIO: tuple[Host, ...] = (
     Host(
         wiring="wav2vec2",
         families=("data2vec-audio", "hubert", "sew", "unispeech", "unispeech-sat", "wav2vec2"),
-        convolved=("pos_conv_embed",),
+        hushed=("pos_conv_embed",),
         order=STEM,
         note="positions come from a convolution, which is silenced where they are cleared",
     ),
     Host(
         wiring="conformer, relative",
         families=("wav2vec2-bert", "wav2vec2-conformer"),
-        convolved=("pos_conv_embed",),
+        hushed=("pos_conv_embed", "distance_embedding"),
         silenced=("relative_position_embeddings",),
         order=BETWEEN,
         note="convolutions inside the layers keep an order of their own",
