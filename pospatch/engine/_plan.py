@@ -164,7 +164,7 @@ class Plan:
             lacks = "a rotary encoding or a bias" if absolute else "a table of positions"
             raise UnsupportedHost(
                 f"{method.name} gives a table one position and a rotation or bias another, and here is no {lacks}; "
-                f"apply(model, ['learned', 'rope', ({method.name!r}, {{...}})])"
+                f'apply(model, ["learned", "rope", ("{method.name}", {{...}})])'
             )
         if absolute or relative:
             return

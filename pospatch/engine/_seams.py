@@ -31,6 +31,7 @@ __all__ = [
     "arguments",
     "call_of",
     "carry",
+    "counted",
     "dispatches",
     "first_input",
     "given_to",
@@ -103,7 +104,7 @@ def call_of(
             seen = seen.clone() if torch.compiler.is_compiling() or not state.needs_key_positions else int(seen)
         offset = cache.get_mask_sizes(length, layer)[1]
     if position_ids is None:
-        position_ids = _counted(mask, length, seen, hidden.device)
+        position_ids = counted(mask, length, seen, hidden.device)
     read = position_ids
     if state.reindex is not None and not state.proof:
         if forward is None:
@@ -118,7 +119,7 @@ def call_of(
     return call
 
 
-def _counted(mask: Any, length: int, seen: Any, device: torch.device) -> Tensor:
+def counted(mask: Any, length: int, seen: Any, device: torch.device) -> Tensor:
     """Positions (batch or 1, length) where the family hands none on: tokens counted without the pads before them.
 
     A pad is a token that does not see itself.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pospatch.engine._cache import self_attention
 from pospatch.engine._forward import FORWARD
-from pospatch.engine._seams import given_to, positions_of
+from pospatch.engine._seams import counted, given_to, positions_of
 from pospatch.engine._tables import Table, silent_class
 from pospatch.engine._undo import Undo
 from pospatch.errors import BadOption, UnsupportedHost
@@ -79,9 +79,14 @@ class Weights(nn.Module):
 class AddedTable(Weights):
     """A table of ours on a host that has none, added to the hidden states that enter the first layer."""
 
+    weight: Tensor
+
     def __init__(self, method: Embedding, rows: Tensor, tensors: dict[str, Tensor]) -> None:
         super().__init__(method, tensors)
-        self.weight = nn.Parameter(rows, requires_grad=not method.fixed)
+        if method.fixed:
+            self.register_buffer("weight", rows)
+        else:
+            self.register_parameter("weight", nn.Parameter(rows))
         self.proof = False
         self.reindex: Reindex | None = None
 
@@ -264,7 +269,7 @@ def add_positions(
         held = given.get("past_key_values")
         cache = self_attention(held if held is not None else given.get("layer_past"))
         seen = cache.get_seq_length() if cache is not None else 0
-        positions = (torch.arange(hidden.shape[1], device=hidden.device) + seen)[None]
+        positions = counted(given.get("attention_mask"), hidden.shape[1], seen, hidden.device)
     if table.reindex is not None:
         positions = table.reindex(positions, layer.training, kwargs.get(FORWARD))
     hidden = hidden + table(positions).to(hidden.dtype)
