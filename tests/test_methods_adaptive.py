@@ -224,7 +224,7 @@ def test_no_query_sees_later_tokens(name: str, variant: dict[str, Any]) -> None:
     for x in changed[1:]:
         x[:, :, 9:] += 3
     before, after = attended(method, where, weights, given), attended(method, where, weights, changed)
-    assert (before - after)[:, :9].abs().max() < 1e-6
+    assert (before - after)[:, :9].abs().max() < 1e-5
     assert (before - after)[:, 9:].abs().max() > 0.1
 
 
