@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, LlamaForCausalLM, StaticCache
 from transformers.cache_utils import QuantizedLayer
 
 import pospatch
@@ -257,7 +257,7 @@ def test_copies_removal_and_files(name: str, tmp_path: Any) -> None:
         assert torch.equal(model(tokens).logits, wanted)
         assert not torch.equal(twin(tokens).logits, wanted)
         model.save_pretrained(tmp_path)
-        loaded = pospatch.from_pretrained(str(tmp_path))
+        loaded = pospatch.from_pretrained(LlamaForCausalLM, str(tmp_path))
         assert torch.equal(loaded(tokens).logits, wanted)
         pospatch.remove(model)
         assert torch.equal(model(tokens).logits, before)
