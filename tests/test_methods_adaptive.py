@@ -120,7 +120,7 @@ def wanted(
 def test_every_method_has_an_oracle() -> None:
     assert not [name for name in ADAPTIVE if not hasattr(oracle(name), "oracle")]
     assert {"cope", "dape", "fox", "cable", "selective_rope"} <= set(ADAPTIVE)
-    assert SUMMED and TURNING and BLOCKS
+    assert all((SUMMED, TURNING, BLOCKS))
 
 
 @pytest.mark.parametrize("base", ["sdpa", "eager"])
@@ -156,7 +156,8 @@ def test_gradients_equal_the_oracle(
         if want is None:
             assert got is None or not got.any(), label
             continue
-        assert got is not None and got.any(), f"no gradient reaches {label}"
+        assert got is not None, f"no gradient reaches {label}"
+        assert got.any(), f"no gradient reaches {label}"
         torch.testing.assert_close(
             got.double(), want.double(), rtol=1e-4, atol=2e-5, msg=lambda m, x=label: f"{x}: {m}"
         )
@@ -224,7 +225,7 @@ def test_no_query_sees_later_tokens(name: str, variant: dict[str, Any]) -> None:
     for x in changed[1:]:
         x[:, :, 9:] += 3
     before, after = attended(method, where, weights, given), attended(method, where, weights, changed)
-    assert (before - after)[:, :9].abs().max() < 1e-6
+    assert (before - after)[:, :9].abs().max() < 1e-5
     assert (before - after)[:, 9:].abs().max() > 0.1
 
 

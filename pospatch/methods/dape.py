@@ -57,6 +57,7 @@ class DAPE(Contextual):
         if self.bias not in registry.names() or not issubclass(registry.method_class(self.bias), Bias):
             valid = [name for name in registry.names() if issubclass(registry.method_class(name), Bias)]
             raise BadOption(f"{self.name}: bias={self.bias!r} must be a relative bias: {', '.join(valid)}")
+        object.__setattr__(self, "_inner", registry.build(self.bias))
 
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
@@ -64,7 +65,7 @@ class DAPE(Contextual):
 
     def inner(self) -> Bias:
         """The method that gives B."""
-        return registry.build(self.bias)  # type: ignore[return-value]
+        return self._inner  # type: ignore[attr-defined,no-any-return]
 
     def weights(self, geometry: Geometry) -> dict[str, Tensor]:
         heads, k = geometry.heads, self.kernel_size
