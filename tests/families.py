@@ -160,6 +160,10 @@ def shrunk(cls: type, exceptions: dict[str, Any]) -> Any:
             actual = CONFIG_MAPPING[inner.pop("model_type")]
         if getattr(actual, "model_type", "") and actual is not PreTrainedConfig and actual.__name__ != "AutoConfig":
             values[name] = shrunk(actual, inner)
+    kinds = list(dict.fromkeys(fields.get("layer_types") or []))
+    if len(kinds) > 1 and "num_hidden_layers" in values:
+        last = "full_attention" if "full_attention" in kinds else kinds[-1]
+        values["layer_types"] = [next(kind for kind in kinds if kind != last), last]
     values.update({name: value for name, value in exceptions.items() if name not in subs})
     return cls(**values)
 
@@ -209,7 +213,9 @@ def loud(model: Any, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for _, value in model.named_parameters():
-            if value.dim() > 1 and value.dtype.is_floating_point:
+            if (
+                value.dim() > 1 and value.dtype.is_floating_point and value.requires_grad
+            ):  # fixed tables stay what they are
                 size = 0.25 if value.dim() == 2 else 0.15
                 value.copy_(torch.randn(value.shape, generator=generator) * size)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pospatch.engine._layout import measured
+from pospatch.engine._layout import UNKNOWN, measured
 from pospatch.engine._probe import grid_of
 from pospatch.engine._sites import Sites, rotations, stack_of
 from pospatch.engine._survey import Seen
@@ -76,8 +76,10 @@ def _grid(config: Any, length: int) -> tuple[int, ...] | None:
 def _rotation(native: dict[str | None, Rotation], config: Any, layer: int, facts: Seen) -> Rotation | None:
     """What rotates in one layer, with the pairing that the survey measured."""
     rotation = _of_layer(native, config, layer) if facts.rotates else None
-    if rotation is None or facts.turn is None:
+    if rotation is None or (facts.turn is None and not facts.surveyed):
         return rotation
+    if facts.turn is None:
+        return replace(rotation, layout=UNKNOWN)
     positions = torch.arange(facts.turn[0].shape[2], device=facts.turn[0].device)[None]
     return replace(rotation, layout=measured(facts.turn, rotation, positions))
 

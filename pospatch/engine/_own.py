@@ -32,10 +32,7 @@ def carry_own(
     state: State = module._modules[KEYWORD]  # type: ignore[assignment]
     given = given_to(module, args, kwargs)
     state.reached = True
-    if state.proof:
-        changes = open_masks(given)
-    else:
-        changes = _with_bias(module, args, kwargs, state, given)
+    changes = open_masks(given) if state.proof else _with_bias(module, args, kwargs, state, given)
     changes |= state.silent(given)
     held = given.get(state.carrier)
     if state.carrier in state.silenced and state.carrier not in changes and torch.is_tensor(held):

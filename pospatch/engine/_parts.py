@@ -1,4 +1,4 @@
-"""The parts of a model that have positions of their own: encoder and decoder, or the text, image and sound towers of one model."""
+"""The parts of a model that have positions of their own: encoder and decoder, or its text, image and sound towers."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pospatch.engine._parts import choose
 from pospatch.engine._plan import Plan
 from pospatch.engine._proof import prove
 from pospatch.engine._seams import register
-from pospatch.engine._sites import Sites, find
+from pospatch.engine._sites import Sites, check_halves, find
 from pospatch.engine._survey import declared, survey
 from pospatch.engine._undo import Undo
 from pospatch.engine.positions import Reindex
@@ -104,6 +104,7 @@ def attach(whole: Any, stack: list[Method], kept: Kept, part: str | None = None)
     register()
     model, half = choose(whole, part)
     sites = find(model, half)
+    check_halves(model, sites)
     if sites.detected and not all(isinstance(method, Nothing) for method in stack):
         _prove_detected(model, sites, whole)
     spectral = all(isinstance(method, Rotary) and method.spectral and not method.dynamic for method in stack)

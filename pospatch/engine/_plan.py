@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pospatch.engine._geometry import layer_type, trained_length
 from pospatch.engine._layout import UNKNOWN
-from pospatch.engine._sites import Sites, inv_freqs, label_of, stack_of
+from pospatch.engine._sites import Sites, check_halves, inv_freqs, label_of, stack_of
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
 from pospatch.methods._base import Bands, Bias, Embedding, Index, Method, Rotary, Scaling
@@ -55,12 +55,6 @@ class Plan:
         return geometry
 
     @property
-    def half(self) -> str | None:
-        """ "encoder" or "decoder" where one half of an encoder-decoder is patched alone."""
-        stacks = {stack_of(path, self.paired) for path in self.sites.attention}
-        return next(iter(stacks)) if self.paired and len(stacks) == 1 else None
-
-    @property
     def paired(self) -> bool:
         """True where the model has an encoder and a decoder, each with positions of its own."""
         return bool(getattr(self.model.config, "is_encoder_decoder", False))
@@ -96,10 +90,16 @@ class Plan:
                     f"{method.name}: layers={method.layers!r} chooses none of the {count} layers; nothing would change"
                 )
             for path, geometry in self.layers.items():
-                if geometry.layer in method.chosen(geometry.layers):
+                if geometry.layer in method.chosen(geometry.layers) and not self._left_alone(method, path):
                     method.fits(self._fitting(method, path, geometry))
             if isinstance(method, Index):
                 self._check_index(method)
+            if isinstance(method, Scaling) and not any(
+                self.scales(method, self.label(p, g)) for p, g in self.layers.items()
+            ):
+                raise UnsupportedHost(
+                    f"{method.name} scales layers of full attention and {type(self.model).__name__} has none; nothing would change"
+                )
             if isinstance(method, Bands):
                 self._check_bands(method)
         self._check_reach()
@@ -125,8 +125,15 @@ class Plan:
             length = top.target_length(geometry)
         return geometry.with_(length=length or geometry.length)
 
+    def _left_alone(self, method: Method, path: str) -> bool:
+        """True for a layer without rotation among layers that have one: what acts on rotations passes it by."""
+        if not isinstance(method, Rotary | Bands) or self.base[path].rotation is not None:
+            return False
+        return any(geometry.rotation is not None for geometry in self.base.values())
+
     def _check_reach(self) -> None:
         """Refuse what an attention with mathematics of its own, or a rotation of a form unknown, would not take up."""
+        check_halves(self.model, self.sites)
         for path, geometry in self.layers.items():
             acting = self.acting(path, geometry)
             if path in self.sites.own:
@@ -257,6 +264,7 @@ class Plan:
             slot: method for slot, method in self.slots.items() if geometry.layer in method.chosen(geometry.layers)
         }
         acting: dict[str, Method] = {}
+        chosen = {slot: method for slot, method in chosen.items() if not self._left_alone(method, path)}
         if "score" in chosen:
             acting["score"] = chosen["score"]
         if "temperature" in chosen:

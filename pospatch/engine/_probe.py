@@ -176,7 +176,15 @@ def _shapes(base: Any, name: str) -> Iterator[tuple[int, ...]]:
     yield (1, 1, 4000)
 
 
-_BANDS = ("num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel", "n_mels", "input_size", "input_dim", "hidden_size")  # fmt: skip
+_BANDS = (
+    "num_mel_bins",
+    "feature_projection_input_dim",
+    "input_feat_per_channel",
+    "n_mels",
+    "input_size",
+    "input_dim",
+    "hidden_size",
+)
 _FRAMES = ("max_source_positions", "max_length")
 
 
@@ -193,7 +201,8 @@ def forward(model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor 
         keywords["use_cache"] = False
     output = base(**keywords)
     found = {name: value for name in OUTPUTS if torch.is_tensor(value := getattr(output, name, None))}
-    return found or {"logits": value for value in [getattr(output, "logits", None)] if torch.is_tensor(value)}
+    logits = getattr(output, "logits", None)
+    return found if found or not torch.is_tensor(logits) else {"logits": logits}
 
 
 def _parameters(module: nn.Module) -> Any:

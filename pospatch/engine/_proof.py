@@ -62,7 +62,8 @@ def _told(model: Any) -> Iterator[None]:
         raise
     except Exception as error:
         raise SeamChanged(
-            f"{type(model).__name__} does not run with the patch ({type(error).__name__}: {str(error)[:200]}); it is left unpatched"
+            f"{type(model).__name__} does not run with the patch ({type(error).__name__}: {str(error)[:200]}); "
+            "it is left unpatched"
         ) from error
 
 
@@ -78,8 +79,8 @@ def _prove_respun(model: Any, probe: dict[str, Tensor]) -> None:
             return
         if not module.turns_by_spectrum(args, kwargs, output):  # type: ignore[operator]
             raise SeamChanged(
-                f"{type(model).__name__}: {type(module.host).__name__} does not turn by its frequencies at token positions (it computes "
-                "its own, or turns by coordinates), so new frequencies would not mean what they say; it is left unpatched"
+                f"{type(model).__name__}: {type(module.host).__name__} does not turn by its frequencies at token positions (it "
+                "computes its own, or turns by coordinates), so new ones would not mean what they say; it is left unpatched"
             )
         raise _Reached
 
@@ -163,14 +164,13 @@ def _prove_cleared(model: Any, plan: Plan, probe: dict[str, Tensor], ours: list[
 
 def _permuted(model: Any, plan: Plan, probe: dict[str, Tensor]) -> Any:
     """(outputs, outputs of permuted inputs, the order of the output's tokens, outputs to compare), or None."""
-    half = plan.half
+    half = plan.sites.stack
     if "input_ids" in probe:
         ids = probe["input_ids"]
         order = torch.arange(ids.shape[1] - 1, -1, -1, device=ids.device)
         turned = {**probe, "input_ids": ids if half == "decoder" else ids[:, order]}
-        names = {"encoder": ["encoder_last_hidden_state"], "decoder": ["last_hidden_state"]}.get(half or "")
         straight = _probe.forward(model, probe)
-        outputs = names or list(straight)
+        outputs = [name for name in straight if half is None or (half == "encoder") == name.startswith("encoder")]
         if any(straight[name].dim() != 3 or straight[name].shape[1] != len(order) for name in outputs):
             return None
         decoder = None if half == "encoder" else ids[:, order]

@@ -42,6 +42,7 @@ class Sites:
         own: the attention modules with mathematics of their own, which no registered function reaches.
         sincos: tables of sines and cosines that q and k are rotated by.
         hushed: modules that give nothing but positions.
+        stack: "encoder" or "decoder" where one half of an encoder-decoder was asked for.
         silenced: arguments that bring native positions into an attention module.
     """
 
@@ -53,6 +54,7 @@ class Sites:
     own: dict[str, nn.Module] = field(default_factory=dict)
     sincos: list[Table] = field(default_factory=list)
     hushed: dict[str, nn.Module] = field(default_factory=dict)
+    stack: str | None = None
     inputs: dict[str, Tensor] | None = field(default=None, repr=False)
 
     def probe(self, model: Any) -> dict[str, Tensor]:
@@ -70,7 +72,7 @@ class Sites:
         """The kinds of positional mechanism that the host has."""
         found = [
             ("rotation", self.rotary or self.sincos),
-            ("embedding", self.tables),
+            ("embedding", self.tables or self.hushed),
             ("score", self.bias or self.silenced()),
         ]
         return [site for site, items in found if items]
@@ -114,6 +116,7 @@ def find(model: Any, stack: str | None = None) -> Sites:
         for name in module._parameters:
             if ends(inner := f"{path}.{name}", host.bias):
                 sites.bias[inner] = Bias(module, name, inner=True)
+    sites.stack = stack
     if stack is not None:
         _keep(sites, stack)
     if not sites.attention:
@@ -122,6 +125,18 @@ def find(model: Any, stack: str | None = None) -> Sites:
             "registry, and no row says how to reach its own mathematics"
         )
     return sites
+
+
+def check_halves(model: Any, sites: Sites) -> None:
+    """Refuse an encoder-decoder of which only one half can be reached, unless that half is what was asked for."""
+    if sites.stack is not None or not getattr(model.config, "is_encoder_decoder", False):
+        return
+    found = sorted({stack_of(path, True) for path in sites.attention})
+    if found != ["decoder", "encoder"]:
+        raise UnsupportedHost(
+            f"only the {found[0]} of {type(model).__name__} has attention that can be reached; patch it alone: "
+            f"apply(model, ..., part={found[0]!r})"
+        )
 
 
 def _keep(sites: Sites, stack: str) -> None:

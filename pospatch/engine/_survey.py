@@ -30,6 +30,7 @@ class Seen:
     Args:
         length: tokens that the call attends over.
         rotates: False where the layer takes no part in the host's rotation.
+        surveyed: True where a forward was looked at; what is not seen then is not known.
         turn: q before and after the native rotation (batch, heads, length, head_dim), or None where there is none to see.
     """
 
@@ -43,6 +44,7 @@ class Seen:
     length: int = 0
     rotates: bool = True
     turn: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    surveyed: bool = False
 
 
 @dataclass
@@ -69,6 +71,7 @@ class Survey:
             causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
             window=kwargs.get("sliding_window"),
             length=query.shape[2],
+            surveyed=True,
         )
 
 
@@ -185,11 +188,14 @@ def _watch_rotation(model: nn.Module, sites: Sites, watch: _Watch) -> None:
             again = Survey(path, watch.seen, quiet=True)
             stilled = tuple(watch.silent(value) for value in args)
             keywords = {name: watch.silent(value) for name, value in kwargs.items()}
+            keywords |= {name: None for name in ("past_key_values", "layer_past") if name in kwargs}
             config = vars(module).get("config")
             with _probe.quiet(model):
                 vars(module)["config"] = view(real(module.config))
                 try:
                     module(*stilled, **{**keywords, KEYWORD: again})
+                except Exception:  # noqa: BLE001  a module that cannot be called alone stays unmeasured
+                    continue
                 finally:
                     vars(module)["config"] = config
             if again.query is None or again.query.shape != before.shape:

@@ -87,8 +87,8 @@ def _own_tensor(module: nn.Module) -> str | None:
     if module._modules:
         return None
     for name in ("weight", "weights"):
-        value = module._parameters.get(name)
-        value = value if value is not None else module._buffers.get(name)
+        parameter = module._parameters.get(name)
+        value = parameter if parameter is not None else module._buffers.get(name)
         if value is not None and value.dim() == 2:
             return name
     return None
@@ -108,9 +108,13 @@ def _offset(module: Any, host: Host) -> int:
     return int(getattr(module, "offset", 0) or 0) if host.offset == AUTO else int(host.offset)
 
 
-@cache
-def silent_class(host_class: type, name: str) -> type:
+def silent_class(host_class: type[nn.Module], name: str) -> type:
     """The owner's class, in which the tensor `name` reads as zeros; the real one stays among its parameters."""
+    return _silent_class(host_class, name)  # type: ignore[arg-type]  # classes hash by identity, whatever their objects do
+
+
+@cache
+def _silent_class(host_class: Any, name: str) -> type:
 
     def zeros(self: Any) -> Tensor:
         held = self._parameters.get(name)
@@ -119,7 +123,7 @@ def silent_class(host_class: type, name: str) -> type:
 
     def keep(self: Any, key: str, value: Any) -> None:
         if key != name:  # a host that moves its table as it reads it would lose the rows for the zeros
-            host_class.__setattr__(self, key, value)  # type: ignore[attr-defined]
+            host_class.__setattr__(self, key, value)
 
     return type(
         host_class.__name__,

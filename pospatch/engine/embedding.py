@@ -58,8 +58,10 @@ class EmptyTable(nn.Module):
 
     def moved_like(self, original: nn.Module) -> None:
         """Hand the parameter back, in case a wrapper put another object in its place."""
-        held = self._parameters if self.tensor in self._parameters else self._buffers
-        (original._parameters if held is self._parameters else original._buffers)[self.tensor] = held[self.tensor]
+        if self.tensor in self._parameters:
+            original._parameters[self.tensor] = self._parameters[self.tensor]
+        else:
+            original._buffers[self.tensor] = self._buffers[self.tensor]
 
 
 class Weights(nn.Module):
@@ -202,8 +204,8 @@ def _shaped(weight: Tensor, table: Table) -> Tensor:
         return weight
     if weight.shape != table.matrix().shape:
         raise BadOption(
-            f"{table.path} has {table.rows} rows, one for each patch or frame that the model takes; {weight.shape[0] - table.offset} "
-            "would not be read: give the model inputs of another size instead"
+            f"{table.path} has {table.rows} rows, one for each patch or frame that the model takes; "
+            f"{weight.shape[0] - table.offset} would not be read: give the model inputs of another size instead"
         )
     return weight.reshape(table.weight.shape)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from pospatch.engine._seams import still_rotary
 from pospatch.engine._sites import Sites, inv_freqs, label_of
 from pospatch.engine._undo import Undo
+from pospatch.errors import UnsupportedHost
 
 __all__ = ["FrequencyModule", "clear", "respin"]
 
@@ -98,12 +99,24 @@ class FrequencyModule(nn.Module):
 
 
 def respin(model: nn.Module, sites: Sites, spectra: dict[str | None, tuple[Tensor, float]], undo: Undo) -> None:
-    """Give every rotary module the frequencies of its layer types."""
+    """Give every rotary module the frequencies of its layer types.
+
+    Raises:
+        UnsupportedHost: the modules name their frequencies after something else than the layers' types.
+    """
+    taken = 0
     for path, module in sites.rotary.items():
         chosen = {name: spectra[label_of(name)] for name in inv_freqs(module) if label_of(name) in spectra}
+        taken += len(chosen)
         if chosen:
             parent, _, name = path.rpartition(".")
             undo.set_module(model.get_submodule(parent), name, FrequencyModule(module, chosen))
+    if sites.rotary and not taken:
+        named = sorted({str(label_of(name)) for module in sites.rotary.values() for name in inv_freqs(module)})
+        raise UnsupportedHost(
+            f"{type(model).__name__} names its frequencies {named}, and its layers are of the types {sorted(map(str, spectra))}; "
+            "which layer reads which is not known"
+        )
 
 
 def clear(sites: Sites, undo: Undo) -> None:

@@ -20,7 +20,7 @@ CROSS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """Families that share one wiring. Attention and rotary modules are found by what they are, so a row names only the rest.
+    """Families that share one wiring. Attention and rotary modules are found by what they are; a row names only the rest.
 
     Args:
         wiring: short name of the wiring, as tables show it.
@@ -35,8 +35,8 @@ class Host:
         attention: ends of the paths of attention modules with mathematics of their own; empty where they ask the registry.
         carrier: the argument of such a module to which an additive bias can be added.
         sincos: ends of the paths of tables of sines and cosines by position, which stand in for a rotary module.
-        hushed: ends of the paths of modules that give nothing but positions (a convolution over the tokens, a lookup of distances):
-            what they give is zeroed.
+        hushed: ends of the paths of modules that give nothing but positions (a convolution over the tokens, a lookup of
+            distances); what they give is zeroed.
         opened: buffers of a module that hold the causal triangle, set open during the proof.
         order: what knows the order of tokens beside the four sites (recurrent layers, convolutions, windows) and stays; the
             proof then looks at each attention alone.

@@ -25,7 +25,7 @@ AUDIO: tuple[Host, ...] = (
     ),
     Host(
         wiring="parakeet",
-        families=("lasr_encoder", "nemotron3_5_asr_encoder", "nemotron_asr_streaming_encoder", "parakeet_encoder"),
+        families=("lasr_encoder", "nemotron_asr_streaming_encoder", "parakeet_encoder"),
         silenced=("position_embeddings",),
         order=BETWEEN,
         note="convolutions inside the layers keep an order of their own",

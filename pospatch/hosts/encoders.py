@@ -32,13 +32,13 @@ ENCODERS: tuple[Host, ...] = (
     Host(
         wiring="rotary encoder",
         families=(
-            "esmc", "eurobert", "gte", "jina_embeddings_v3", "modernbert", "modernbert-decoder", "modernvbert", "neobert",
+            "esmc", "eurobert", "gte", "jina_embeddings_v3", "modernbert", "modernbert-decoder", "modernvbert",
             "nomic_bert", "openai_privacy_filter", "ultrabert", "embedding_gemma2_text",
         ),
     ),
     Host(
         wiring="bert, own mathematics",
-        families=("big_bird", "megatron-bert", "rembert", "tapas", "visual_bert"),
+        families=("megatron-bert", "rembert", "tapas", "visual_bert"),
         table=(*TABLE, "embeddings.visual_position_embeddings"),
         buffers=BUFFERS,
         attention=("attention.self",),

@@ -4,4 +4,26 @@ from pospatch.hosts._base import Refusal
 
 __all__ = ["REFUSALS"]
 
-REFUSALS: tuple[Refusal, ...] = ()
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        reason="its attention is sparse by indices chosen inside, and under any other attention function it would be dense",
+        families=(
+            "axk2", "deepseek_v32", "dots3_note_text", "glm5_next_text", "glm_moe_dsa", "hy_v4", "mistral_large4_text",
+        ),
+    ),
+    Refusal(
+        reason="it exchanges its attention modules for others by the length of the input",
+        families=("big_bird",),
+    ),
+    Refusal(
+        reason="it has no attention: order comes from recurrence",
+        families=("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
+    ),
+    Refusal(
+        reason="it has no attention: order comes from convolutions or Fourier transforms",
+        families=(
+            "bit", "convnext", "convnextv2", "dac", "dinov3_convnext", "efficientnet", "encodec", "fnet", "focalnet", "hgnet_v2",
+            "mobilenet_v1", "mobilenet_v2", "poolformer", "regnet", "resnet", "textnet", "univnet", "uvdoc",
+        ),
+    ),
+)  # fmt: skip

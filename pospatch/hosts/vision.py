@@ -13,7 +13,7 @@ VISION: tuple[Host, ...] = (
         families=(
             "altclip_vision_model", "chinese_clip_vision_model", "clip_vision_model", "clipseg_vision_model", "deit", "dinov2",
             "dinov2_with_registers", "dpt", "ijepa", "internvl_vision", "metaclip_2_vision_model", "mlcd", "mlcd_vision_model",
-            "vit", "vit_msn", "vivit", "x_clip_vision_model", "yolos",
+            "vit", "vit_msn", "vivit", "xclip_vision_model", "yolos",
         ),
         table=("embeddings.position_embeddings", "embeddings.position_embedding", "mid_position_embeddings"),
         note="a table with a row for each patch; methods for grids know rows and columns",
@@ -28,7 +28,7 @@ VISION: tuple[Host, ...] = (
         wiring="clip text",
         families=(
             "clip_text_model", "clipseg_text_model", "groupvit_text_model", "metaclip_2_text_model", "owlv2_text_model",
-            "owlvit_text_model", "x_clip_text_model",
+            "owlvit_text_model", "xclip_text_model",
         ),
         table=("embeddings.position_embedding",),
         buffers=("position_ids",),
@@ -49,7 +49,7 @@ VISION: tuple[Host, ...] = (
     Host(
         wiring="rotary vision, packed",
         families=(
-            "cohere_compass_vision", "cosmos3_edge_vision", "cosmos3_omni_vision", "exaone4_5_vision", "glm4v_moe_vision",
+            "cohere_compass_vision", "cosmos3_edge_vision", "exaone4_5_vision", "glm4v_moe_vision",
             "glm4v_vision", "glm5_next_vision", "glm_image_vision", "glm_ocr_vision", "hunyuan_vl_vision", "qwen2_5_vl_vision",
             "qwen2_vl_vision", "qwen3_5_moe_vision", "qwen3_5_vision", "qwen3_vl_moe_vision", "qwen3_vl_vision",
             "qwen4_exp_vision", "video_llama_3_vision",
