@@ -32,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache that holds a tiny llama in the place of SmolLM2, and a short text in that of the Bible."""
     folder = tmp_path / "cache"
     (folder / "texts").mkdir(parents=True)
-    words = "".join(f"And it came to pass in the year {number} that he spake. " for number in range(400))
+    words = "".join(f"And it came to pass in the year {number} that he spake. " for number in range(6000))
     (folder / "texts" / "kjv.txt").write_text(words)
     torch.manual_seed(0)
     config = tf.LlamaConfig(
@@ -129,9 +129,10 @@ def test_the_wheel_is_told_to_carry_the_recipes() -> None:
 def test_a_failing_run_shows_the_end_of_its_log(tmp_path: Path) -> None:
     import sys
 
-    words = [sys.executable, "-c", "import sys; print('before training'); sys.exit('no such thing')"]
+    said = "import sys; print('before training', flush=True); print('no such thing', file=sys.stderr); "
+    words = [sys.executable, "-c", said + "assert not 'the launcher'"]
     moved: list[int] = []
-    with pytest.raises(PospatchError, match="no such thing"):
+    with pytest.raises(PospatchError, match=r"no such thing$"):
         _finetune._follow(words, tmp_path / "log", lambda: moved.append(1))
     assert moved == [1]
     with pytest.raises(PospatchError, match="the plain load ended with 1"):

@@ -91,7 +91,9 @@ def _follow(command: list[str], log: Path, advance: Callable[[], None]) -> None:
         finally:
             ended = child.wait()
     if ended != 0:
-        tail = "\n".join(log.read_text(encoding="utf-8").strip().splitlines()[-12:])
+        said = log.read_text(encoding="utf-8")
+        own = said.rpartition("Traceback (most recent call last)")[0] or said  # the last one is accelerate's own
+        tail = "\n".join(own.strip().splitlines()[-12:])
         raise PospatchError(f"the fine-tuning run ended with {ended}; the end of {log}:\n{tail}")
 
 
