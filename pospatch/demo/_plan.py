@@ -44,7 +44,7 @@ class Plan:
 
 YARN = ("yarn", {"factor": 2.0})
 QUICK = Plan(
-    minutes=4.5,
+    minutes=4.7,
     length=11776,
     bucket=512,
     methods=(YARN,),
@@ -57,7 +57,7 @@ QUICK = Plan(
     target_length=2048,
 )
 FULL = Plan(
-    minutes=20,
+    minutes=21,
     length=16384,
     bucket=1024,
     methods=(YARN, ("dynamic_ntk", {"factor": 2.0})),
