@@ -78,7 +78,8 @@ def recipes() -> Path:
 
 def _follow(command: list[str], log: Path, advance: Callable[[], None]) -> None:
     """Run the child; every step and every evaluation that it reports moves the bar, all it says goes to the log."""
-    with log.open("w", encoding="utf-8") as kept:
+    log.unlink(missing_ok=True)
+    with log.open("a", encoding="utf-8") as kept:  # the child's stderr goes there too
         child = subprocess.Popen(
             command, env=child_environment(), stdout=subprocess.PIPE, stderr=kept, text=True, bufsize=1
         )
