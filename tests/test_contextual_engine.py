@@ -228,8 +228,8 @@ def test_states_are_float32_under_autocast(name: str) -> None:
     [
         ("cope", {}, "nope"),
         ("selective_rope", {}, "nope"),
-        ("dape", {}, "alibi"),
-        ("dape", {"kernel_size": 3}, "alibi"),
+        ("dape", {}, "kerple_log"),
+        ("dape", {"kernel_size": 3, "bias": "alibi"}, "alibi"),
         ("fox", {"initial_bias": 100.0}, "nope"),
         ("cable", {"initial_bias": -100.0}, "nope"),
     ],

@@ -94,7 +94,7 @@ def attended(
         state._parameters[f"score__{name}"] = value  # type: ignore[assignment]
     if positions is None:
         positions = torch.arange(q.shape[2])[None]
-    call = Call(state=state, positions=positions, hidden=hidden)
+    call = Call(state=state, positions=positions, true=positions, hidden=hidden)
     module = SimpleNamespace(is_causal=True, num_key_value_groups=where.heads // where.kv_heads, training=False)
     if base == "eager" and mask is None:
         mask = torch.full((q.shape[2], q.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype).triu(1)[None, None]
@@ -247,8 +247,13 @@ STARTS: dict[str, Any] = {
     "selective_rope": lambda heads, r: torch.zeros(heads, *r.shape),
     "fox": lambda heads, r: (-0.006715348 * r).expand(heads, *r.shape),
     "cable": lambda heads, r: (-0.693147181 * r).expand(heads, *r.shape),
-    "dape": lambda heads, r: -build("alibi").slopes(WIDE)[:, None, None] * r,
+    "dape": lambda heads, r: _kerple(r),
 }
+
+
+def _kerple(r: Tensor) -> Tensor:
+    p, a = (0.01 + torch.nn.functional.softplus(x) for x in build("kerple_log").weights(WIDE).values())
+    return -p[:, None, None] * torch.log1p(a[:, None, None] * r.clamp(min=0))
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -290,7 +295,7 @@ def test_starts_are_the_same_each_time_and_differ_by_layer(name: str) -> None:
 def test_finite_and_right_at_131072_tokens(name: str, dtype: torch.dtype) -> None:
     """Two queries at the end of 131072 keys, as in a step of decoding, near keys and far ones loud."""
     length, where = 131072, Geometry(heads=2, kv_heads=1, head_dim=8, width=6, length=32)
-    method = build(name)
+    method = build(name, **({"bias": "alibi"} if name == "dape" else {}))
     weights = {key: value.to(dtype) for key, value in loud(method, where).items()}
     hidden, q, k, v = (x.to(dtype) for x in inputs(where, length))
     state = State(where, {"score": method})
@@ -298,7 +303,8 @@ def test_finite_and_right_at_131072_tokens(name: str, dtype: torch.dtype) -> Non
         state.register_parameter(f"score__{key}", torch.nn.Parameter(value))
     held = state.state_of(hidden)
     key = k if held is None else pack_state(k, held)
-    call = Call(state=state, positions=torch.arange(length - 2, length)[None], cache=object(), seen=length - 2)
+    last = torch.arange(length - 2, length)[None]
+    call = Call(state=state, positions=last, true=last, cache=object(), seen=length - 2)
     call.record = torch.arange(length)[None]
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

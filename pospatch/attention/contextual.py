@@ -32,6 +32,7 @@ def contextual(
     planes: int = 1,
     dropout: float = 0.0,
     softcap: float | None = None,
+    cap_first: bool = False,
     sinks: Tensor | None = None,
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -47,6 +48,7 @@ def contextual(
         scaling: the factor on q.k.
         planes: matrices of (rows, columns) that `logits` holds at once, for each of the heads.
         softcap: logits become softcap * tanh(logits / softcap), before the mask.
+        cap_first: the softcap acts on the scores that `logits` is given, and not on what it returns.
         sinks: (heads,) logits of a sink that takes weight and gives nothing.
         need_weights: also return the weights (batch, heads, query, key); only where not causal.
 
@@ -65,8 +67,10 @@ def contextual(
         else:
             bar = bar[..., columns]
             allowed = (bar > -1e4)[:, :1]
+        if softcap is not None and cap_first:
+            scores = softcap * torch.tanh(scores / softcap)
         scores = logits(rows, columns, scores, allowed)
-        if softcap is not None:
+        if softcap is not None and not cap_first:
             scores = softcap * torch.tanh(scores / softcap)
         weights = softmax(scores if bar is None else scores + bar, sinks)
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)

@@ -169,6 +169,7 @@ def _logits(
         planes=method.planes(geometry),
         dropout=kwargs.get("dropout", 0.0),
         softcap=kwargs.get("softcap"),
+        cap_first=method.cap_first,
         sinks=kwargs.get("s_aux"),
         need_weights=base == "eager",
     )

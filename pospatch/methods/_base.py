@@ -449,11 +449,13 @@ class Contextual(Method):
     """Logits that depend on the content of q, k or the hidden states.
 
     shared_state: True where the heads that share a key share its state too.
+    cap_first: True where a host's softcap acts on q.k alone, False where it acts on the method's logits.
     """
 
     slot: ClassVar[str] = "score"
     family: ClassVar[str] = "adaptive"
     shared_state: ClassVar[bool] = False
+    cap_first: ClassVar[bool] = False
 
     def logits(self, block: Block, weights: Weights, geometry: Geometry) -> Tensor:
         """New logits (batch, heads, query, key) in nats, float32; what is not allowed is masked afterwards.

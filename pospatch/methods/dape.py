@@ -28,15 +28,15 @@ class DAPE(Contextual):
     Source: DAPE, arXiv 2405.14722, equation 2; DAPE V2, arXiv 2410.04798, for the convolutions, as in the authors' code.
 
     Args:
-        bias: name of the method that gives B, any relative bias of the registry with its default options; the paper has
-            kerple_log, fire and alibi.
+        bias: name of the method that gives B, any relative bias of the registry with its default options; kerple_log, fire
+            and alibi in the paper.
         hidden: width of the network, 1 to 1024; 32 in the paper.
         kernel_size: keys that the convolutions span, odd, 1 to 15; 1 is DAPE, 3 is DAPE V2.
         seed: of the numbers that `first` starts from.
 
     Departs: `last` starts at zero, so that the start is the inner bias alone. Pairs that are masked are zero in the input
         of both convolutions, where V2 zeroes them in the first alone: so a query never reads later keys, nor padding, and
-        decoding equals one pass. A host's softcap acts on the result.
+        decoding equals one pass. A host's softcap acts on A.
 
     Raises:
         BadOption: `bias` is not a relative bias, or kernel_size is even.
@@ -44,9 +44,10 @@ class DAPE(Contextual):
     """
 
     causal_only: ClassVar[bool] = True
+    cap_first: ClassVar[bool] = True
     source: ClassVar[str] = "DAPE, arXiv 2405.14722, equation 2; V2: arXiv 2410.04798"
 
-    bias: str = word("alibi")
+    bias: str = word("kerple_log")
     hidden: int = integer(32, high=1024)
     kernel_size: int = integer(1, high=15)
     seed: int = integer(0, low=0)

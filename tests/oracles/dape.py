@@ -5,9 +5,9 @@ from tests.oracles._content import causal, scores
 
 VARIANTS = [
     {},
-    {"hidden": 5},
+    {"bias": "alibi", "hidden": 5},
     {"kernel_size": 3, "hidden": 7},
-    {"kernel_size": 5},
+    {"kernel_size": 5, "bias": "alibi"},
     {"bias": "t5_bias", "kernel_size": 3},
 ]
 
@@ -15,6 +15,9 @@ VARIANTS = [
 def inner(method, geometry, weights, h, r):
     if method.bias == "alibi":
         return torch.tensor(-slopes(geometry.heads)[h] * r, dtype=torch.double)
+    if method.bias == "kerple_log":
+        p, a = (0.01 + torch.log(1 + torch.exp(weights[f"inner_{name}"][h].double())) for name in ("p", "a"))
+        return -p * torch.log(1 + a * r)
     assert method.bias == "t5_bias"
     assert r < 16  # exact buckets
     return weights["inner_table"][r, h].double()
