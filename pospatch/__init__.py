@@ -33,6 +33,10 @@ _NAMES = {
     "from_pretrained": "pospatch.checkpoint",
     "load_distance_embeddings": "pospatch.checkpoint",
     "export": "pospatch.checkpoint.export",
+    "save_adapter": "pospatch.checkpoint.adapter",
+    "load_adapter": "pospatch.checkpoint.adapter",
+    "load_peft": "pospatch.checkpoint._peft",
+    "save_remote": "pospatch.checkpoint.remote",
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }
