@@ -37,6 +37,7 @@ _NAMES = {
     "load_adapter": "pospatch.checkpoint.adapter",
     "load_peft": "pospatch.checkpoint._peft",
     "save_remote": "pospatch.checkpoint.remote",
+    "push_to_hub": "pospatch.checkpoint.hub",
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }
