@@ -33,6 +33,11 @@ _NAMES = {
     "from_pretrained": "pospatch.checkpoint",
     "load_distance_embeddings": "pospatch.checkpoint",
     "export": "pospatch.checkpoint.export",
+    "save_adapter": "pospatch.checkpoint.adapter",
+    "load_adapter": "pospatch.checkpoint.adapter",
+    "load_peft": "pospatch.checkpoint._peft",
+    "save_remote": "pospatch.checkpoint.remote",
+    "push_to_hub": "pospatch.checkpoint.hub",
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }

@@ -46,6 +46,7 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
     """
     target = unwrap(model)
     added = _methods(method, options)
+    _refuse_skeleton(target)
     from pospatch.checkpoint import adopt, arm
 
     adopt(target)
@@ -61,6 +62,16 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
     _exchange(target, old, stack, old.part if old is not None else part)
     arm(target)
     return model
+
+
+def _refuse_skeleton(target: Any) -> None:
+    """A patch is proven by a forward, which needs weights; offloaded ones come in by accelerate's hooks."""
+    bare = next((name for name, value in target.named_parameters() if value.device.type == "meta"), None)
+    if bare is not None and not any(hasattr(module, "_hf_hook") for module in target.modules()):
+        raise UnsupportedHost(
+            f"{bare} has no memory yet (device meta), and a patch is proven by a forward; load the weights first: "
+            "from_pretrained does so shard by shard, and a saved patch is put on as it loads"
+        )
 
 
 def remove(model: Model) -> Model:

@@ -11,6 +11,7 @@ __all__ = [
     "BadOption",
     "BadOptionType",
     "CheckpointError",
+    "HubError",
     "NotPatched",
     "PospatchError",
     "SeamChanged",
@@ -54,6 +55,10 @@ class SeamChanged(PospatchError, RuntimeError):
 
 class AssetError(PospatchError, OSError):
     """A model or text that could not be fetched, converted or read; the message says what to do."""
+
+
+class HubError(PospatchError, OSError):
+    """An upload that was not done; the message says why, without any token."""
 
 
 class CheckpointError(PospatchError, ValueError):

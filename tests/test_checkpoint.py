@@ -40,6 +40,11 @@ def tokens(model: Any) -> torch.Tensor:
     return tiny.ids(2, 28 if bounded else 48)
 
 
+def support(reason: str) -> list[str]:
+    """The methods that a refusal names as what should stand below."""
+    return ["learned", "rope"] if "'learned', 'rope'" in reason else ["rope"] if "'rope'" in reason else []
+
+
 def patched(host: str, method: str) -> tuple[Any, str | None]:
     """The host with the method, on top of `rope` where it needs a rotary encoding; and why the method alone was refused."""
     model = tiny.build(host)
@@ -54,9 +59,10 @@ def patched(host: str, method: str) -> tuple[Any, str | None]:
     assert str(caught.value) == reason
     assert pospatch.inspect(model).method is None
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    if "'rope'" not in reason:
+    below = support(reason)
+    if not below:
         return None, reason
-    pospatch.apply(model, "rope")
+    pospatch.apply(model, below)
     pospatch.apply(model, method, **tiny.options(method, model))
     stir(model)
     return model, reason

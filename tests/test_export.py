@@ -21,6 +21,7 @@ from pospatch.engine._trial import Trial
 from pospatch.errors import CheckpointError, UnsupportedHost
 from pospatch.methods._base import Rotary
 from tests import clean, tiny
+from tests.test_checkpoint import support, vocabulary
 
 HOSTS = ("llama", "gpt2", "bert", "opt", "roberta", "gpt_neox", "gemma3")
 PAIRS = [(host, method) for host in HOSTS for method in registry.names()]
@@ -70,9 +71,8 @@ def stack_of(host: str, method: str) -> list[Any] | None:
     reason = Trial(model, None).reason(method)
     if reason is None:
         return [item]
-    if "'rope'" not in reason:
-        return None
-    return ["rope", item]
+    below = support(reason)
+    return [*below, item] if below else None
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_exports_are_exact_or_refused(exported: Any, answers: Any, host: str, me
         check(item, answers[host, method])
         return
     assert "nearest" in item.refusal
-    assert method in item.refusal
+    assert any(name in item.refusal for name in (method, "learned"))  # what stands below may be what is in the way
     static = issubclass(cls, Rotary) and cls.spectral and not cls.from_options(_options(host, method)).dynamic
     assert not static, f"every fixed spectrum has an exact form: {item.refusal}"
     assert cls.slot != "embedding" or host in ("llama", "gpt_neox", "gemma3")
@@ -175,8 +175,6 @@ def test_a_form_that_is_not_exact_leaves_nothing(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("host", ["gpt2", "bert", "roberta", "bart", "opt"])
 def test_a_longer_table_moves_lengths_buffers_and_tokenizer(host: str, tmp_path: Path) -> None:
-    from tests.test_checkpoint import vocabulary
-
     vocabulary(tmp_path / "tokenizer")
     tokenizer = tf.AutoTokenizer.from_pretrained(tmp_path / "tokenizer", model_max_length=tiny.LENGTH)
     model = pospatch.apply(tiny.build(host), "learned", factor=3)

@@ -327,8 +327,6 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
 
 
 def test_the_merged_model_and_the_adapter_say_the_same(tmp_path: Path) -> None:
-    from peft import PeftModel
-
     out = _run(tmp_path, patch="t5_bias", tuning="lora", max_steps=3)
     ids = tiny.ids(length=40)
     merged = pospatch.from_pretrained(AutoModelForCausalLM, out / "model").eval()
@@ -336,8 +334,7 @@ def test_the_merged_model_and_the_adapter_say_the_same(tmp_path: Path) -> None:
     torch.manual_seed(arguments.training.seed)  # the same random base
     base = tuning.build(arguments.model).model
     untrained = base(input_ids=ids).logits
-    with_adapter = PeftModel.from_pretrained(base, str(out / "adapter"))
-    tuning.load_tensors(with_adapter, out / "adapter" / "trained_patch.safetensors")
+    with_adapter = pospatch.load_peft(base, out / "adapter")
     logits = with_adapter.eval()(input_ids=ids).logits
     _close(merged(input_ids=ids).logits, logits)
     assert (logits - untrained).abs().max() > 1e-2

@@ -21,7 +21,7 @@ def architecture_form(model: Any, patch: Patch | None) -> Form | None:
     Raises:
         UnsupportedHost: a route starts here, and this model is not exactly equal to its end.
     """
-    if patch is None or patch.found is None:
+    if patch is None or patch.found is None or patch.part is not None:
         return None
     plan = Plan(model, patch.found, patch.stack, patch.layers)
     for route in _ROUTES:

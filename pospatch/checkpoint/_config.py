@@ -21,6 +21,7 @@ __all__ = ["GUARD", "MODEL_TYPE", "PospatchConfig", "register", "wrap"]
 MODEL_TYPE = "pospatch (pip install pospatch, then import pospatch)"
 GUARD = "this checkpoint's positions were changed by pospatch: pip install pospatch, then import pospatch"
 GUARDED = ("vocab_size", "num_hidden_layers", "hidden_size", "num_attention_heads")
+NEVER = ("auto_map", "pospatch", "trust_remote_code", "_attn_implementation_internal")  # nothing a record may ask for
 
 
 class PospatchConfig(PreTrainedConfig):
@@ -47,8 +48,9 @@ class PospatchConfig(PreTrainedConfig):
             raise CheckpointError(
                 "the checkpoint's config.json has no usable 'pospatch.base_config'; save it again with pospatch"
             )
+        nested = {name: value for name, value in nested.items() if name not in NEVER}
         base_class = type(AutoConfig.for_model(nested["model_type"]))
-        base, unused = base_class.from_dict(dict(nested), return_unused_kwargs=True, **kwargs)
+        base, unused = base_class.from_dict(nested, return_unused_kwargs=True, **kwargs)
         for name, value in (
             record.get("base") or {}
         ).items():  # shapes of the weights follow the base, not what the patch promises

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pospatch.checkpoint._save import is_patch_tensor
 from pospatch.checkpoint._spectrum import as_longrope, nothing_turns
+from pospatch.engine._parts import choose
 from pospatch.engine._patch import Patch
 from pospatch.engine._plan import Plan
 from pospatch.engine._view import real
@@ -48,7 +49,7 @@ def native_form(model: Any, patch: Patch | None) -> Form:
     if patch is None:
         return form
     assert patch.found is not None
-    plan = Plan(model, patch.found, patch.stack, patch.layers)
+    plan = Plan(choose(model, patch.part)[0], patch.found, patch.stack, patch.layers, model)
     if patch.native:
         form.name = _native_name(plan, config)
         return form
@@ -121,11 +122,16 @@ def _reread_tables(form: Form, plan: Plan, patch: Patch) -> Form:
         if length is None:
             raise UnsupportedHost(f"{index.name} has no last position, so no table can hold it; nearest: {WAY_OUT}")
         ids = torch.arange(table.offset + length, device=table.weight.device)[None]
-        form.state[f"{table.path}.weight"] = table.weight.detach()[reader.rows(ids, training=False)[0]].clone()
+        form.state[_name(plan, table)] = table.weight.detach()[reader.rows(ids, training=False)[0]].clone()
         counted = length + (table.offset if plan.sites.host.counts_offset else 0)
         form.config.get_text_config().max_position_embeddings = counted
         form.name = f"a table of {length} positions"
     return form
+
+
+def _name(plan: Plan, table: Any) -> str:
+    """The table's name in the whole model's state dict."""
+    return next(name for name, value in plan.whole.named_parameters() if value is table.weight)
 
 
 def _zero_tables(form: Form, plan: Plan) -> Form:
@@ -134,7 +140,7 @@ def _zero_tables(form: Form, plan: Plan) -> Form:
             f"{plan.stack[-1].name} has no native form on {type(plan.model).__name__}; nearest: {WAY_OUT}"
         )
     for table in plan.sites.tables:
-        form.state[f"{table.path}.weight"] = torch.zeros_like(table.weight.detach())
+        form.state[_name(plan, table)] = torch.zeros_like(table.weight.detach())
     form.name = "a table of zeros"
     form.notes.append(f"reads {plan.sites.tables[0].rows} tokens: without positions there is no limit, a table has one")
     return form

@@ -21,13 +21,20 @@ TENSORS = "pospatch.safetensors"
 
 def arm(model: Any) -> None:
     """Make the model's ordinary `save_pretrained` write the patch; a native result needs nothing but its config."""
+    from pospatch.checkpoint._peft import arm_adapters, watch
+
     disarm(model)
+    arm_adapters(model)
+    watch(model)
     if not model.config.pospatch["native"]:
         vars(model)["save_pretrained"] = Saver(model)
 
 
 def disarm(model: Any) -> None:
     """Give the class's own `save_pretrained` back."""
+    from pospatch.checkpoint._peft import unwatch
+
+    unwatch(model)
     vars(model).pop("save_pretrained", None)
 
 

@@ -78,7 +78,14 @@ class State(nn.Module):
         """The learned tensors of one method, by their own names."""
         prefix = f"{slot}__"
         owned = ((name, value) for name, value in self._parameters.items() if value is not None)
-        return {name.removeprefix(prefix): value for name, value in owned if name.startswith(prefix)}
+        return {name.removeprefix(prefix): self._here(name, value) for name, value in owned if name.startswith(prefix)}
+
+    def _here(self, name: str, value: Tensor) -> Tensor:
+        """The tensor itself, also where accelerate keeps it elsewhere until a forward that a State never has."""
+        hook: Any = getattr(self, "_hf_hook", None)
+        if value.device.type != "meta" or hook is None or getattr(hook, "weights_map", None) is None:
+            return value
+        return hook.weights_map[name].to(hook.execution_device)
 
     def rotate(self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None) -> Tensor:
         """Rotate q or k of this layer, whatever order the host keeps the pairs in."""

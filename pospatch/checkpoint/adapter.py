@@ -1,0 +1,140 @@
+"""A patch alone, without its base: kilobytes, and refused on a base that it was not made on."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pospatch.checkpoint import _base
+from pospatch.checkpoint._load import HUB, read_tensors
+from pospatch.checkpoint._own import own_tensors, save_own
+from pospatch.checkpoint._record import VERSION, methods_of
+from pospatch.checkpoint._save import TENSORS, publish
+from pospatch.errors import AlreadyPatched, BadOptionType, CheckpointError, NotPatched
+
+__all__ = ["RECORD", "load_adapter", "make_record", "put_on", "read_json", "read_own", "save_adapter"]
+
+RECORD = "pospatch_adapter.json"
+LARGEST = 2**24  # bytes of a record; ours have a few hundred
+
+
+def save_adapter(model: Any, path: str | os.PathLike[str]) -> None:
+    """Write the patch with its trained tensors, the base's name and what of its config the patch depends on.
+
+    Weights of the base that were trained meanwhile are not in it; `model.save_pretrained` writes them, a LoRA beside it too.
+
+    Raises:
+        NotPatched: the model carries no patch.
+    """
+    from pospatch.api import unwrap
+
+    target, folder = unwrap(model), Path(path)
+    record = make_record(target)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as room:
+        draft = Path(room)
+        record["tensors"] = save_own(target, draft / TENSORS)
+        (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        publish(draft, folder)
+
+
+def load_adapter(model: Any, path: str | os.PathLike[str], **hub: Any) -> Any:
+    """Put a saved patch on its base, in place; returns the same object.
+
+    Args:
+        model: the unpatched base that the patch was made on.
+        path: folder or Hub repository.
+        hub: revision, token, cache_dir, subfolder, force_download, local_files_only.
+
+    Raises:
+        CheckpointError: the record, its tensors or the base do not fit; the model is left as it was.
+        AlreadyPatched: the model carries a patch.
+    """
+    from pospatch.api import unwrap
+
+    if unknown := sorted(set(hub) - set(HUB)):
+        raise BadOptionType(f"load_adapter: unknown option {unknown[0]!r}; valid: {', '.join(HUB)}")
+    put_on(unwrap(model), read_json(path, RECORD, hub), path, hub)
+    return model
+
+
+def make_record(target: Any) -> dict[str, Any]:
+    """The record of what stands on a model, with its base.
+
+    Raises:
+        NotPatched: nothing stands on it.
+    """
+    import pospatch
+    from pospatch.api import patch_of
+    from pospatch.checkpoint import adopt
+
+    adopt(target)
+    patch = patch_of(target)
+    if patch is None:
+        raise NotPatched(
+            f"{type(target).__name__} carries no patch, so there is none to save; see pospatch.inspect(model)"
+        )
+    return {
+        "version": VERSION,
+        "pospatch": pospatch.__version__,
+        "stack": [{"method": method.name, **method.options()} for method in patch.stack],
+        **({} if patch.part is None else {"part": patch.part}),
+        "base": _base.describe(target, patch),
+    }
+
+
+def put_on(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) -> None:
+    """Apply a record to its bare base and read its tensors; the base is left as it was where anything does not fit."""
+    import pospatch
+    from pospatch.api import patch_of
+    from pospatch.checkpoint import adopt
+
+    stack = methods_of(record)
+    adopt(target)
+    if patch_of(target) is not None:
+        raise AlreadyPatched(f"{type(target).__name__} carries a patch already; call pospatch.remove(model) first")
+    _base.check(target, record.get("base"), str(path))
+    pospatch.apply(target, stack, part=record.get("part"))
+    try:
+        read_own(target, record, path, hub)
+    except BaseException:
+        pospatch.remove(target)
+        raise
+
+
+def read_own(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) -> None:
+    """Copy the tensors that belong to a record into the patch that stands on a model."""
+    from transformers.utils import cached_file
+
+    wanted = own_tensors(target)
+    if not wanted and not record.get("tensors"):
+        return
+    found = cached_file(path, TENSORS, _raise_exceptions_for_missing_entries=False, **hub)
+    if found is None:
+        raise CheckpointError(f"{path} names tensors of the patch and has no {TENSORS}; it is incomplete")
+    read_tensors(found, wanted, target.base_model_prefix)
+
+
+def read_json(path: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
+    """A small JSON file of a folder or repository.
+
+    Raises:
+        CheckpointError: it is not there, too large, or no JSON object.
+    """
+    from transformers.utils import cached_file
+
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
+    if found is None:
+        raise CheckpointError(f"{path} has no {name}: no patch was saved there")
+    if Path(found).stat().st_size > LARGEST:
+        raise CheckpointError(f"{path}: {name} has {Path(found).stat().st_size} bytes, which no record has")
+    try:
+        content = json.loads(Path(found).read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {name} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: {name} is no JSON object")
+    return content

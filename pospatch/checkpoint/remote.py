@@ -1,0 +1,60 @@
+"""A checkpoint that also loads where nobody imports pospatch: a shim in its folder does, under `trust_remote_code=True`.
+
+Never written unasked: a file of code in a repository is something its owner decides on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pospatch.checkpoint._save import publish
+
+__all__ = ["SHIM", "save_remote"]
+
+SHIM = "modeling_pospatch.py"
+SOURCE = '''"""Imports pospatch, which knows this checkpoint, and does nothing else: pip install 'pospatch>={version}'"""
+
+import pospatch
+
+if [int(part) for part in pospatch.__version__.split(".")[:3]] < {parts}:
+    raise ImportError(
+        f"this checkpoint needs pospatch >= {version}, found {{pospatch.__version__}}: pip install -U pospatch"
+    )
+
+from pospatch.checkpoint._config import PospatchConfig  # noqa: E402, F401
+'''
+
+
+def save_remote(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> None:
+    """As `model.save_pretrained(path)`, with a shim for `trust_remote_code=True`; pospatch must be installed there all the same.
+
+    A native result needs none and gets none: plain transformers reads it.
+
+    Args:
+        kwargs: as for `save_pretrained` (max_shard_size, ...).
+    """
+    from pospatch.api import unwrap
+    from pospatch.checkpoint._config import MODEL_TYPE
+
+    target, folder = unwrap(model), Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as room:
+        draft = Path(room)
+        target.save_pretrained(draft, **kwargs)
+        config = json.loads((draft / "config.json").read_text())
+        if config["model_type"] == MODEL_TYPE:
+            config["auto_map"] = {"AutoConfig": f"{Path(SHIM).stem}.PospatchConfig"}
+            (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+            (draft / SHIM).write_text(_source())
+        publish(draft, folder)
+
+
+def _source() -> str:
+    import pospatch
+
+    parts = [int(part) for part in pospatch.__version__.split(".")[:3]]
+    return SOURCE.format(version=pospatch.__version__, parts=parts)

@@ -1,0 +1,202 @@
+"""A patch alone, and adapters of peft trained under one: put on the right base, refused on any other and by peft alone."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+from peft import LoraConfig, PeftModel, get_peft_model
+
+import pospatch
+from pospatch import registry
+from pospatch.errors import AlreadyPatched, CheckpointError, NotPatched
+from tests import tiny
+from tests.test_api import assert_same, snapshot
+from tests.test_checkpoint import patched, stir, tokens, train
+
+TARGETS = {"llama": ["q_proj", "v_proj"], "gpt2": ["c_attn"], "bert": ["query", "value"]}
+UNDER = {"llama": ("yarn", {"factor": 2}), "gpt2": ("t5_bias", {}), "bert": ("t5_bias", {})}
+
+
+@pytest.mark.parametrize("host", TARGETS)
+@pytest.mark.parametrize("method", registry.names())
+def test_the_patch_alone_goes_from_base_to_base(tmp_path: Path, host: str, method: str) -> None:
+    model, reason = patched(host, method)
+    if model is None:
+        assert reason
+        return
+    pospatch.save_adapter(model, tmp_path)
+    weights = sum(value.numel() * value.element_size() for value in model.parameters())
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert size < weights / 2
+    bare = tiny.build(host)
+    assert pospatch.load_adapter(bare, tmp_path) is bare
+    ids = tokens(model)
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(bare, ids), tiny.logits(model, ids))
+    assert pospatch.inspect(bare).stack == pospatch.inspect(model).stack
+    pospatch.remove(bare)
+    assert_same(snapshot(bare)["outputs"], snapshot(tiny.build(host))["outputs"])
+
+
+def test_record_is_small_plain_and_without_paths(tmp_path: Path) -> None:
+    tiny.build("llama").save_pretrained(tmp_path / "base")
+    model = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    pospatch.save_adapter(pospatch.apply(model, "yarn", factor=2), tmp_path / "adapter")
+    text = (tmp_path / "adapter" / "pospatch_adapter.json").read_text()
+    assert str(tmp_path) not in text
+    record = json.loads(text)
+    assert record["base"]["name"] == "base"
+    assert record["stack"] == [{"method": "yarn", "factor": 2.0}]
+    assert [path.name for path in (tmp_path / "adapter").iterdir()] == ["pospatch_adapter.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"num_hidden_layers": 3}, "num_hidden_layers is 3, wanted 2"),
+        ({"num_key_value_heads": 4}, "num_key_value_heads is 4, wanted 2"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}, "rope_parameters"),
+        ({"max_position_embeddings": 64}, "max_position_embeddings is 64, wanted 32"),
+    ],
+)
+def test_another_base_is_refused(tmp_path: Path, change: dict[str, Any], word: str) -> None:
+    pospatch.save_adapter(pospatch.apply(tiny.build("llama"), "yarn", factor=2), tmp_path)
+    config = tf.LlamaConfig(**{**tiny.build("llama").config.to_dict(), **change})
+    other = tf.LlamaForCausalLM(config).eval()
+    before = snapshot(other)
+    with pytest.raises(CheckpointError, match=word):
+        pospatch.load_adapter(other, tmp_path)
+    assert_same(snapshot(other), before)
+    gpt2 = tiny.build("gpt2")
+    with pytest.raises(CheckpointError, match="model_type"):
+        pospatch.load_adapter(gpt2, tmp_path)
+
+
+def test_what_does_not_fit_leaves_the_base_as_it_was(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = pospatch.apply(tiny.build("gpt2"), "t5_bias")
+    stir(model)
+    pospatch.save_adapter(model, tmp_path)
+    file = tmp_path / "pospatch.safetensors"
+    tensors = load_file(file)
+    first = next(iter(tensors))
+    broken: dict[str, Any] = {
+        "shape": lambda: save_file({**tensors, first: torch.zeros(3, 3)}, file),
+        "missing": lambda: save_file({name: value for name, value in tensors.items() if name != first}, file),
+        "unknown": lambda: save_file({**tensors, "x": torch.zeros(1)}, file),
+        "not a whole safetensors": lambda: file.write_bytes(file.read_bytes()[:200]),
+        "incomplete": lambda: file.unlink(),
+    }
+    for word, damage in broken.items():
+        damage()
+        bare = tiny.build("gpt2")
+        before = snapshot(bare)
+        with pytest.raises(CheckpointError, match=word):
+            pospatch.load_adapter(bare, tmp_path)
+        assert_same(snapshot(bare), before)
+
+
+def test_where_there_is_nothing_to_save_or_too_much(tmp_path: Path) -> None:
+    with pytest.raises(NotPatched):
+        pospatch.save_adapter(tiny.build("llama"), tmp_path)
+    with pytest.raises(CheckpointError, match=r"no pospatch_adapter\.json"):
+        pospatch.load_adapter(tiny.build("llama"), tmp_path)
+    pospatch.save_adapter(pospatch.apply(tiny.build("llama"), "yarn", factor=2), tmp_path)
+    with pytest.raises(AlreadyPatched, match="remove"):
+        pospatch.load_adapter(pospatch.apply(tiny.build("llama"), "alibi"), tmp_path)
+    with pytest.raises(TypeError, match="revison"):
+        pospatch.load_adapter(tiny.build("llama"), tmp_path, revison="main")
+
+
+def lora(model: Any, host: str) -> Any:
+    torch.manual_seed(3)
+    return get_peft_model(model, LoraConfig(target_modules=TARGETS[host], r=2, init_lora_weights=False))
+
+
+def wrapped(host: str, order: str) -> Any:
+    """Patched and with a LoRA, in either order, trained a little together with the patch's own tensors."""
+    method, options = UNDER[host]
+    model = tiny.build(host)
+    if order == "patch first":
+        model = lora(pospatch.apply(model, method, **options), host)
+    else:
+        model = pospatch.apply(lora(model, host), method, **options)
+    stir(model)
+    train(model)
+    return model
+
+
+@pytest.mark.parametrize("order", ["patch first", "lora first"])
+@pytest.mark.parametrize("host", TARGETS)
+def test_a_lora_carries_the_patch(tmp_path: Path, host: str, order: str) -> None:
+    model = wrapped(host, order)
+    model.save_pretrained(tmp_path)
+    ids = tiny.ids(2, 40)
+    with torch.no_grad():
+        wanted = tiny.logits(model, ids)
+    with pytest.raises(KeyError, match="pip install pospatch"):  # peft alone, on a bare base
+        PeftModel.from_pretrained(tiny.build(host), tmp_path)
+    bare = pospatch.load_peft(tiny.build(host), tmp_path)
+    method, options = UNDER[host]
+    same = pospatch.load_peft(pospatch.apply(tiny.build(host), method, **options), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(bare, ids), wanted)
+        assert torch.equal(tiny.logits(same, ids), wanted)
+    other = pospatch.apply(tiny.build(host), "alibi")
+    before = snapshot(other)
+    with pytest.raises(AlreadyPatched, match="alibi"):
+        pospatch.load_peft(other, tmp_path)
+    assert_same(snapshot(other), before)
+    bare.save_pretrained(tmp_path / "again")  # loaded and saved again it still carries the patch
+    again = pospatch.load_peft(tiny.build(host), tmp_path / "again")
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(again, ids), wanted)
+
+
+@pytest.mark.parametrize("order", ["patch first", "lora first"])
+@pytest.mark.parametrize("host", TARGETS)
+def test_merged_in_both_orders_and_saved(tmp_path: Path, host: str, order: str) -> None:
+    model = wrapped(host, order)
+    ids = tiny.ids(2, 40)
+    merged = model.merge_and_unload()
+    with torch.no_grad():
+        wanted = tiny.logits(merged, ids)
+    merged.save_pretrained(tmp_path)
+    loaded = pospatch.from_pretrained(type(merged), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(loaded, ids), wanted)
+
+
+def test_an_adapter_without_a_patch_on_a_patched_base(tmp_path: Path) -> None:
+    lora(tiny.build("llama"), "llama").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="without a patch"):
+        pospatch.load_peft(pospatch.apply(tiny.build("llama"), "yarn", factor=2), tmp_path)
+    loaded = pospatch.load_peft(tiny.build("llama"), tmp_path)
+    assert isinstance(loaded, PeftModel)
+    assert pospatch.inspect(loaded).method is None
+
+
+def test_after_remove_an_adapter_carries_nothing(tmp_path: Path) -> None:
+    model = wrapped("llama", "patch first")
+    pospatch.remove(model)
+    model.save_pretrained(tmp_path)
+    assert "pospatch" not in (tmp_path / "adapter_config.json").read_text()
+    PeftModel.from_pretrained(tiny.build("llama"), tmp_path)
+
+
+def test_copies_are_independent(tmp_path: Path) -> None:
+    model = wrapped("llama", "patch first")
+    twin = copy.deepcopy(model)
+    pospatch.remove(model)
+    with torch.no_grad():
+        twin(input_ids=tiny.ids(1, 8))
+    twin.save_pretrained(tmp_path)
+    assert "pip install pospatch" in (tmp_path / "adapter_config.json").read_text()
+    assert pospatch.inspect(twin).method == "yarn"

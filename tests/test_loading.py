@@ -1,0 +1,142 @@
+"""Loading in every way that large models need: shards, meta, device maps, offload, tied weights, dtypes; never stray memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+import pospatch
+from pospatch.engine.rotation import FrequencyModule
+from pospatch.errors import UnsupportedHost
+from tests import tiny
+from tests.test_checkpoint import AUTO, patched, tokens
+
+CASES = [
+    ("llama", "yarn"),
+    ("llama", "t5_bias"),
+    ("llama", "rope"),
+    ("gpt2", "rope"),
+    ("gpt2", "t5_bias"),
+    ("gpt2", "learned"),
+    ("bert", "rope"),
+    ("bert", "alibi"),
+]
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "device_map": {"device_map": "cpu"},
+    "device_map of parts": {"device_map": {"": "cpu"}},
+    "eager": {"attn_implementation": "eager"},
+    "float32": {"dtype": torch.float32},
+    "as saved": {"dtype": "auto"},
+}
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Memory that nobody wrote is NaN."""
+    before = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.utils.deterministic.fill_uninitialized_memory = before
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("host", "method"), CASES)
+def test_every_way_of_loading_from_shards(tmp_path: Path, host: str, method: str) -> None:
+    assert torch.empty(4).isnan().all()
+    model, _ = patched(host, method)
+    ids = tokens(model)
+    with torch.no_grad():
+        wanted = tiny.logits(model, ids)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    for way, options in WAYS.items():
+        for load in (
+            getattr(tf, AUTO[host]).from_pretrained,
+            lambda p, **o: pospatch.from_pretrained(type(model), p, **o),
+        ):
+            loaded = load(tmp_path, **options)
+            with torch.no_grad():
+                got = tiny.logits(loaded, ids)
+            if way == "eager":
+                assert loaded.config._attn_implementation == "eager"
+                assert (got - wanted).abs().max() < 1e-5 * wanted.std() * 10
+            else:
+                assert torch.equal(got, wanted), way
+            for name, value in [*loaded.named_parameters(), *loaded.named_buffers()]:
+                assert value.isfinite().all(), name
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("host", "method"), CASES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_loaded_in_half_precision_is_the_model_cast(tmp_path: Path, host: str, method: str, dtype: torch.dtype) -> None:
+    """Weights are rounded, frequencies are not: as if the patched model had been cast."""
+    model, _ = patched(host, method)
+    ids = tokens(model)
+    model.save_pretrained(tmp_path)
+    loaded = getattr(tf, AUTO[host]).from_pretrained(tmp_path, dtype=dtype)
+    assert {value.dtype for value in loaded.parameters()} == {dtype}
+    for module in loaded.modules():
+        if isinstance(module, FrequencyModule):
+            assert {value.dtype for name, value in module.host.named_buffers() if "inv_freq" in name} == {torch.float32}
+    cast = pospatch.from_pretrained(type(model), tmp_path).to(dtype)
+    with torch.no_grad():
+        got, wanted = tiny.logits(loaded, ids).float(), tiny.logits(cast, ids).float()
+    assert got.isfinite().all()
+    assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(("host", "method"), CASES)
+def test_tied_weights_stay_tied(tmp_path: Path, host: str, method: str) -> None:
+    model, _ = patched(host, method)
+    model.save_pretrained(tmp_path)
+    loaded = getattr(tf, AUTO[host]).from_pretrained(tmp_path)
+    tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
+    assert tied == (host != "llama")
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize(("host", "method"), CASES)
+def test_offloaded_to_disk(tmp_path: Path, host: str, method: str) -> None:
+    """Half of the layers stay on disk and come in when they are called."""
+    from accelerate import dispatch_model
+
+    model, _ = patched(host, method)
+    ids = tokens(model)
+    with torch.no_grad():
+        wanted = tiny.logits(model, ids)
+    away = next(name for name, _ in model.named_modules() if name.endswith((".layers.1", ".h.1", ".layer.1")))
+    mapped = device_map(model, away)
+    model = dispatch_model(model, mapped, main_device="cpu", offload_dir=str(tmp_path / "off"), force_hooks=True)
+    with torch.no_grad():
+        assert (tiny.logits(model, ids) - wanted).abs().max() <= 1e-6 * wanted.std()
+
+
+def device_map(model: Any, away: str) -> dict[str, str]:
+    """One block on disk, every other module that owns something on the CPU."""
+    found = {away: "disk"}
+    for name, module in model.named_modules():
+        own = [*module._parameters.values(), *module._buffers.values()]
+        if any(value is not None for value in own) and name != away and not name.startswith(f"{away}."):
+            found[name] = "cpu"
+    return found
+
+
+@pytest.mark.parametrize("host", AUTO)
+@pytest.mark.parametrize("method", ["rope", "t5_bias"])
+def test_a_skeleton_without_memory_is_refused(host: str, method: str) -> None:
+    with torch.device("meta"):
+        skeleton = type(tiny.build(host))(tiny.build(host).config).eval()
+    before = [(name, type(module), sorted(vars(module))) for name, module in skeleton.named_modules()]
+    with pytest.raises(UnsupportedHost, match="no memory yet"):
+        pospatch.apply(skeleton, method)
+    assert [(name, type(module), sorted(vars(module))) for name, module in skeleton.named_modules()] == before
