@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pospatch.engine import _probe
 from pospatch.engine._plan import Plan
-from pospatch.engine._seams import KEYWORD, first_input
+from pospatch.engine._seams import KEYWORD, first_input, first_output
 from pospatch.engine._sites import Sites
 from pospatch.engine._undo import Undo
 from pospatch.errors import SeamChanged
@@ -82,8 +82,8 @@ def _prove_one(
     order = torch.arange(hidden.shape[axis] - 1, -1, -1, device=hidden.device)
     turned = hidden.index_select(axis, order)
     swap = lambda value: turned if value is hidden else value  # noqa: E731
-    straight = _first(module(*args, **kwargs))
-    moved = _first(module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()}))
+    straight = first_output(module(*args, **kwargs))
+    moved = first_output(module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()}))
     gap = (straight.index_select(axis, order).float() - moved.float()).abs().max().item()
     size = straight.float().std().item() + 1e-12
     if not gap <= tolerance.get(straight.dtype, 1e-3) * max(size, 1e-3):
@@ -91,10 +91,6 @@ def _prove_one(
             f"{path} ({type(module).__name__}) still knows positions after its known sites were cleared: permuted tokens change "
             f"its output by {gap:.2e} (its spread is {size:.2e}); the model is left unpatched"
         )
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _prove_unread(model: Any, plan: Plan, probe: dict[str, Tensor]) -> None:

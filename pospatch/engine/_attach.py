@@ -106,7 +106,9 @@ def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
     firsts = plan.firsts()
     if plan.sites.tables:
         for table in plan.sites.tables:
+            rows = table.matrix()[table.offset :].float()
             _, geometry = firsts[stack_of(table.path, plan.paired)]
+            geometry = geometry.with_(table=rows, length=rows.shape[0], width=rows.shape[1])
             key = (table.path, "weight")
             if not table.trained:
                 key = (table.path, "table")
