@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,7 +51,9 @@ def permuted_patches(model: Any, probe: dict[str, Tensor]) -> Any:
     return straight, _probe.forward(model, {name: cut}), every, ["last_hidden_state"]
 
 
-def prove_alone(model: Any, plan: Plan, probe: dict[str, Tensor], tolerance: dict[torch.dtype, float]) -> None:
+def prove_alone(
+    model: Any, plan: Plan, probe: dict[str, Tensor], tolerance: Callable[[Any, torch.dtype], float]
+) -> None:
     """Each attention, called again with its tokens permuted, permutes its output; no cleared table is read any more."""
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     handles = []
@@ -63,7 +66,7 @@ def prove_alone(model: Any, plan: Plan, probe: dict[str, Tensor], tolerance: dic
         for handle in handles:
             handle.remove()
     for path, (args, kwargs) in calls.items():
-        _prove_one(path, plan.sites.attention[path], args, kwargs, tolerance)
+        _prove_one(path, plan.sites.attention[path], args, kwargs, lambda dtype: tolerance(model, dtype))
     _prove_unread(model, plan, probe)
 
 
@@ -75,7 +78,11 @@ def _keep(calls: dict[str, Any], path: str) -> Any:
 
 
 def _prove_one(
-    path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tolerance: dict[torch.dtype, float]
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tolerance: Callable[[torch.dtype], float],
 ) -> None:
     hidden = first_input(module, args, kwargs)
     axis = 1 if hidden.dim() > 2 else 0  # patches of many images come as one sequence without a batch
@@ -86,7 +93,7 @@ def _prove_one(
     moved = first_output(module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()}))
     gap = (straight.index_select(axis, order).float() - moved.float()).abs().max().item()
     size = straight.float().std().item() + 1e-12
-    if not gap <= tolerance.get(straight.dtype, 1e-3) * max(size, 1e-3):
+    if not gap <= tolerance(straight.dtype) * max(size, 1e-3):
         raise SeamChanged(
             f"{path} ({type(module).__name__}) still knows positions after its known sites were cleared: permuted tokens change "
             f"its output by {gap:.2e} (its spread is {size:.2e}); the model is left unpatched"

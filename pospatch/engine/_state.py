@@ -46,8 +46,11 @@ class State(nn.Module):
         self.reached = False
         self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
 
-    def forward(self) -> None:
-        raise NotImplementedError("a pospatch State holds tensors; the registered attention function reads it")
+    def forward(self, slot: str) -> dict[str, Tensor]:
+        """The learned tensors of one method, by their own names; a call, so that offloaded ones are brought for it."""
+        prefix = f"{slot}__"
+        owned = ((name, value) for name, value in self._parameters.items() if value is not None)
+        return {name.removeprefix(prefix): value for name, value in owned if name.startswith(prefix)}
 
     @property
     def rotary(self) -> Rotary | None:
@@ -75,10 +78,8 @@ class State(nn.Module):
         return self.score is not None or (self.rotary is not None and not self.early)
 
     def weights_of(self, slot: str) -> dict[str, Tensor]:
-        """The learned tensors of one method, by their own names."""
-        prefix = f"{slot}__"
-        owned = ((name, value) for name, value in self._parameters.items() if value is not None)
-        return {name.removeprefix(prefix): value for name, value in owned if name.startswith(prefix)}
+        """The learned tensors of one method, by their own names; empty where it has none."""
+        return self(slot) if self._parameters else {}
 
     def rotate(self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None) -> Tensor:
         """Rotate q or k of this layer, whatever order the host keeps the pairs in."""
