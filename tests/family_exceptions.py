@@ -5,6 +5,7 @@ A group gives the same fields to several families; a field of a sub-config stand
 
 from typing import Any
 
+_PLAIN = {"rope_type": "default", "rope_theta": 10000.0}
 _MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
 _HALF_MROPE = {**_MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}
 _WINDOWS = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
@@ -14,20 +15,25 @@ _MIXED = {"layer_types": ["linear_attention", "full_attention"]}
 
 GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (  # every head has a key of its own, rebuilt from the latent
-        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "glm_moe_dsa", "longcat_flash", "youtu", "dots3_note_text", "glm5_next_text", "mistral_large4_text"),
+        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "dots3_note_text", "glm5_next_text", "glm_moe_dsa", "longcat_flash",
+         "mistral_large4_text", "youtu"),
         {"num_key_value_heads": 4, "head_dim": 8},
     ),
     (("kimi_k25", "dots3_note", "glm5_next", "mistral_large4"), {"text_config": {"num_key_value_heads": 4, "head_dim": 8}}),
-    (("qwen2_vl_text", "qwen2_5_vl_text", "glm_image_text", "glm_ocr_text", "glm4v_text"), {"rope_parameters": _MROPE, "head_dim": 8}),
+    (("qwen2_vl_text", "qwen2_5_vl_text", "glm_image_text", "glm_ocr_text", "glm4v_text"),
+     {"rope_parameters": _MROPE, "head_dim": 8}),
     (("glm4v_moe_text",), {"rope_parameters": _HALF_MROPE, "head_dim": 8}),
-    (("qwen2_vl", "qwen2_5_vl", "glm4v", "glm_ocr", "glm46v", "glmga", "glm_image", "qwen2_5_omni_thinker"), {"text_config": {"rope_parameters": _MROPE, "head_dim": 8}}),
+    (("qwen2_vl", "qwen2_5_vl", "glm4v", "glm_ocr", "glm46v", "glmga", "glm_image", "qwen2_5_omni_thinker"),
+     {"text_config": {"rope_parameters": _MROPE, "head_dim": 8}}),
     (("glm4v_moe",), {"text_config": {"rope_parameters": _HALF_MROPE, "head_dim": 8}}),
     (("cosmos3_edge_text",), {"rope_parameters": _MROPE, "head_dim": 8}),
     (("cosmos3_edge",), {"text_config": {"rope_parameters": _MROPE, "head_dim": 8}}),
     (("paddleocr_vl",), {"text_config": {"rope_parameters": {**_MROPE, "mrope_section": [4, 2, 2]}, "head_dim": 16}}),
     (("swin", "donut-swin", "maskformer-swin"), _WINDOWS),
     (("swinv2",), {**_WINDOWS, "pretrained_window_sizes": [0, 0]}),
-    (("swin2sr",), {"image_size": 16, "patch_size": 1, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
+    (("swin2sr",),
+     {"image_size": 16, "patch_size": 1, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
+    (("gpt_neox", "gpt_neox_japanese"), {"hidden_size": 64, "rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}}),
     (("helium",), {"head_dim": 8}),
     (("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4, "context_length": 16}),
     (("gpt_neo",), {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 6}),
@@ -57,11 +63,13 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("musicgen", "musicgen_melody"), {"decoder": {"num_codebooks": 1}}),
     (("pixtral",), {"head_dim": 8}),
     (("vitdet",), {"window_block_indices": []}),
-    (("hunyuan_vl_text",), {"rope_parameters": {"rope_type": "xdrope", "rope_theta": 10000.0, "xdrope_section": [1, 1, 1, 1]}}),
+    (("hunyuan_vl_text",),
+     {"rope_parameters": {"rope_type": "xdrope", "rope_theta": 10000.0, "xdrope_section": [1, 1, 1, 1]}}),
     (("patchtst", "patchtsmixer"), {"context_length": 32, "patch_length": 4, "patch_stride": 4}),
     (("swiftformer",), {}),
     (("mobilevitv2",), {"image_size": 64}),
-    (("levit",), {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}),
+    (("levit",),
+     {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}),
     (("decision_transformer",), {}),
 )  # fmt: skip
 

@@ -20,7 +20,9 @@ from torch import Tensor
 import pospatch
 from pospatch.engine import _probe
 from pospatch.engine._parts import choose
+from pospatch.engine._seams import given_to, positions_of
 from pospatch.engine._sites import find
+from pospatch.engine.embedding import NAME
 from pospatch.errors import PospatchError
 from pospatch.hosts import host_of, refusal_of
 from tests import families
@@ -167,9 +169,19 @@ class _Examination:
         )
 
     def counts_pads(self, name: str) -> bool:
-        """True for a table of ours on a family with no table and no position_ids: there is nothing it could read."""
-        table = pospatch.registry.method_class(name).slot == "embedding"
-        return table and "position_ids" not in _probe._parameters(_probe._base(self.root))
+        """True for a table of ours before a layer that is handed no positions: there is nothing it could read."""
+        layer = next((module for module in self.root.modules() if NAME in module._modules), None)
+        if pospatch.registry.method_class(name).slot != "embedding" or layer is None:
+            return False
+        seen: list[Any] = []
+
+        def look(module: Any, args: Any, kwargs: Any) -> None:
+            seen.append(positions_of(given_to(module, args, kwargs)))
+
+        handle = layer.register_forward_pre_hook(look, with_kwargs=True)
+        self.outputs()
+        handle.remove()
+        return seen == [None]
 
     def differs(self, name: str) -> None:
         now = self.outputs()

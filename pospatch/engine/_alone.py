@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from pospatch.engine import _probe
 from pospatch.engine._plan import Plan
-from pospatch.engine._seams import KEYWORD, first_input
+from pospatch.engine._seams import KEYWORD, first_input, first_output
 from pospatch.engine._sites import Sites
 from pospatch.engine._undo import Undo
 from pospatch.errors import SeamChanged
@@ -50,7 +51,9 @@ def permuted_patches(model: Any, probe: dict[str, Tensor]) -> Any:
     return straight, _probe.forward(model, {name: cut}), every, ["last_hidden_state"]
 
 
-def prove_alone(model: Any, plan: Plan, probe: dict[str, Tensor], tolerance: dict[torch.dtype, float]) -> None:
+def prove_alone(
+    model: Any, plan: Plan, probe: dict[str, Tensor], tolerance: Callable[[Any, torch.dtype], float]
+) -> None:
     """Each attention, called again with its tokens permuted, permutes its output; no cleared table is read any more."""
     calls: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
     handles = []
@@ -63,7 +66,7 @@ def prove_alone(model: Any, plan: Plan, probe: dict[str, Tensor], tolerance: dic
         for handle in handles:
             handle.remove()
     for path, (args, kwargs) in calls.items():
-        _prove_one(path, plan.sites.attention[path], args, kwargs, tolerance)
+        _prove_one(path, plan.sites.attention[path], args, kwargs, lambda dtype: tolerance(model, dtype))
     _prove_unread(model, plan, probe)
 
 
@@ -75,26 +78,26 @@ def _keep(calls: dict[str, Any], path: str) -> Any:
 
 
 def _prove_one(
-    path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], tolerance: dict[torch.dtype, float]
+    path: str,
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    tolerance: Callable[[torch.dtype], float],
 ) -> None:
     hidden = first_input(module, args, kwargs)
     axis = 1 if hidden.dim() > 2 else 0  # patches of many images come as one sequence without a batch
     order = torch.arange(hidden.shape[axis] - 1, -1, -1, device=hidden.device)
     turned = hidden.index_select(axis, order)
     swap = lambda value: turned if value is hidden else value  # noqa: E731
-    straight = _first(module(*args, **kwargs))
-    moved = _first(module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()}))
+    straight = first_output(module(*args, **kwargs))
+    moved = first_output(module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()}))
     gap = (straight.index_select(axis, order).float() - moved.float()).abs().max().item()
     size = straight.float().std().item() + 1e-12
-    if not gap <= tolerance.get(straight.dtype, 1e-3) * max(size, 1e-3):
+    if not gap <= tolerance(straight.dtype) * max(size, 1e-3):
         raise SeamChanged(
             f"{path} ({type(module).__name__}) still knows positions after its known sites were cleared: permuted tokens change "
             f"its output by {gap:.2e} (its spread is {size:.2e}); the model is left unpatched"
         )
-
-
-def _first(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _prove_unread(model: Any, plan: Plan, probe: dict[str, Tensor]) -> None:

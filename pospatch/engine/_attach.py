@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn as nn
 
-from pospatch.engine import _native, _own, embedding, positions, rotation
+from pospatch.engine import _native, _own, _probe, embedding, positions, rotation
 from pospatch.engine._config import own_configs
 from pospatch.engine._describe import site_rows
 from pospatch.engine._plan import Plan
@@ -106,7 +106,9 @@ def _fill_embedding(plan: Plan, method: Embedding, patch: Patch) -> None:
     firsts = plan.firsts()
     if plan.sites.tables:
         for table in plan.sites.tables:
+            rows = table.matrix()[table.offset :].float()
             _, geometry = firsts[stack_of(table.path, plan.paired)]
+            geometry = geometry.with_(table=rows, length=rows.shape[0], width=rows.shape[1])
             key = (table.path, "weight")
             if not table.trained:
                 key = (table.path, "table")
@@ -182,13 +184,15 @@ def _add_states(plan: Plan, patch: Patch) -> None:
 
 
 def _give_weights(plan: Plan, path: str, state: State, module: nn.Module, patch: Patch) -> None:
-    example = next(module.parameters())
+    example = next(module.parameters(), None)  # quantized projections may hold none
+    example = next(plan.model.parameters()) if example is None else example
     for slot, method in state.methods.items():
         for name, initial in method.weights(state.geometry).items():
             key = (path, f"{slot}__{name}")
             if key not in patch.kept:
                 dtype = example.dtype if example.dtype.is_floating_point else torch.float32
-                patch.kept[key] = nn.Parameter(initial.to(device=example.device, dtype=dtype))
+                device = _probe.device_of(plan.model) if example.is_meta else example.device
+                patch.kept[key] = nn.Parameter(initial.to(device=device, dtype=dtype))
             state.register_parameter(key[1], patch.kept[key])
 
 

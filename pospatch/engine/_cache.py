@@ -43,6 +43,8 @@ class CacheView:
         """Store the new keys as the patch wants them and return all of them."""
         call = self._pospatch_call
         state = call.state
+        if self._is_latent(key_states):
+            return self._keep_latent(key_states, value_states, layer_idx, *args, **kwargs)
         if state.early and not state.proof:
             key_states = state.rotate(key_states, call.positions, "key")
             call.keys_done = True
@@ -51,6 +53,22 @@ class CacheView:
             self._refuse_quantized(layer_idx)
             key_states = pack_state(key_states, token_state)
         return self._pospatch_cache.update(key_states, value_states, layer_idx, *args, **kwargs)
+
+    def _is_latent(self, key_states: Tensor) -> bool:
+        """True where what is cached is not k: some hosts keep a compressed form, and make k of it again at every step."""
+        geometry = self._pospatch_call.state.geometry
+        return (key_states.shape[1], key_states.shape[-1]) != (geometry.kv_heads, geometry.head_dim)
+
+    def _keep_latent(self, latent: Tensor, other: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """Nothing of ours is in it: keys are rotated after it is read, at the positions that are remembered beside it."""
+        call = self._pospatch_call
+        if call.hidden is not None and not call.state.proof and call.state.state_of(call.hidden) is not None:
+            raise UnsupportedHost(
+                "a state beside the keys needs a cache of keys, and this family caches a compressed form of them"
+            )
+        if isinstance(call.seen, int) and call.record is None and not torch.compiler.is_compiling():
+            call.record = extend_record(self._pospatch_cache, call.seen, call.positions, latent.shape[0])
+        return self._pospatch_cache.update(latent, other, layer_idx, *args, **kwargs)
 
     def _refuse_quantized(self, layer: int) -> None:
         """A state is summed over all tokens: a few bits of it would add up to a different model."""

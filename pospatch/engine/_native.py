@@ -16,6 +16,21 @@ if TYPE_CHECKING:
 
 __all__ = ["base_fields", "restore_base", "same_spectrum", "write"]
 
+SPECTRAL = (
+    "rope_type",
+    "factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "short_factor",
+    "long_factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+)  # parameters of one rope_type, gone with it
 FIELDS = ("rope_parameters", "max_position_embeddings")
 
 
@@ -98,14 +113,19 @@ def _write_rope(configs: list[Any], plan: Plan, top: Rotary) -> bool:
 
 
 def _merged(old: dict[str, Any], written: dict[str | None, dict[str, Any]]) -> dict[str, Any]:
-    kept = ("rope_theta", "partial_rotary_factor")
     if None in written:
-        return {**{name: old[name] for name in kept if name in old}, **written[None]}
+        return {**_others(old), **written[None]}
     merged = copy.deepcopy(old)
     for label, native in written.items():
         assert label is not None
-        merged[label] = {**{name: old[label][name] for name in kept if name in old[label]}, **native}
+        merged[label] = {**_others(old[label]), **native}
     return merged
+
+
+def _others(old: dict[str, Any]) -> dict[str, Any]:
+    """What a family keeps among its rotary parameters beside those of one rope_type: theta, sections, scalings of its own."""
+    own = {"original_max_position_embeddings"} if "llama_4_scaling_beta" in old else set()
+    return {name: value for name, value in old.items() if name in own or name not in SPECTRAL}
 
 
 def same_spectrum(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pospatch.errors import UnsupportedHost
 
-__all__ = ["forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
+__all__ = ["device_of", "forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
 
 LENGTH = 8
 OUTPUTS = ("last_hidden_state", "encoder_last_hidden_state")
@@ -49,7 +49,7 @@ def tokens(model: Any) -> Tensor:
         raise UnsupportedHost(
             f"{type(model).__name__} has a vocabulary of {vocabulary}; a probe needs {LENGTH} ordinary tokens"
         )
-    return torch.tensor([ids], device=_device(model))
+    return torch.tensor([ids], device=device_of(model))
 
 
 def _embedding(model: Any) -> Any:
@@ -59,7 +59,7 @@ def _embedding(model: Any) -> Any:
         return None
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
     """Where inputs go: the token embedding's device, since a dispatched model lives on several."""
     embedding = _embedding(model)
     hook = getattr(embedding, "_hf_hook", None)
@@ -88,7 +88,7 @@ def inputs(model: Any) -> dict[str, Tensor]:
     complaint: Exception | None = None
     for shape in _shapes(base, name):
         generator = torch.Generator().manual_seed(0)
-        value = torch.randn(shape, generator=generator).to(device=_device(base), dtype=dtype)
+        value = torch.randn(shape, generator=generator).to(device=device_of(base), dtype=dtype)
         try:
             with quiet(base):
                 forward(model, {name: value})
@@ -201,8 +201,13 @@ def forward(model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor 
         keywords["use_cache"] = False
     output = base(**keywords)
     found = {name: value for name in OUTPUTS if torch.is_tensor(value := getattr(output, name, None))}
-    logits = getattr(output, "logits", None)
-    return found if found or not torch.is_tensor(logits) else {"logits": logits}
+    if found:
+        return found
+    given = output.values() if isinstance(output, dict) else output if isinstance(output, tuple) else (output,)
+    first = next((value for value in given if torch.is_tensor(value) and value.is_floating_point()), None)
+    if first is None:
+        raise UnsupportedHost(f"{type(model).__name__} gives back no numbers that a proof could look at")
+    return {"output": first}
 
 
 def _parameters(module: nn.Module) -> Any:

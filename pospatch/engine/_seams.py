@@ -27,6 +27,7 @@ from pospatch.errors import SeamChanged, UnsupportedHost
 from pospatch.methods._base import Forward
 
 __all__ = [
+    "CACHES",
     "KEYWORD",
     "arguments",
     "call_of",
@@ -34,6 +35,7 @@ __all__ = [
     "counted",
     "dispatches",
     "first_input",
+    "first_output",
     "given_to",
     "is_cross",
     "note_positions",
@@ -42,6 +44,7 @@ __all__ = [
 ]
 
 KEYWORD = "pospatch"
+CACHES = ("past_key_values", "layer_past", "cache")
 NOTE = "_pospatch_positions"
 BASES = ("sdpa", "eager", "flex_attention")
 
@@ -98,7 +101,8 @@ def call_of(
     offset: Any = 0
     length = hidden.shape[1]
     if cache is not None:
-        layer = (getattr(module, "layer_idx", 0) or 0) if layer is None else layer
+        own = getattr(module, "layer_idx", getattr(module, "layer_id", 0)) or 0
+        layer = own if layer is None else layer
         seen = cache.get_seq_length(layer)
         if isinstance(seen, Tensor):  # a static cache mutates it in place
             seen = seen.clone() if torch.compiler.is_compiling() or not state.needs_key_positions else int(seen)
@@ -176,6 +180,13 @@ def first_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return next(value for value in kwargs.values() if torch.is_tensor(value) and value.dim() >= 3)
 
 
+def first_output(output: Any) -> Tensor:
+    """The new hidden states that a module gives: its first tensor, in whatever container."""
+    while not torch.is_tensor(output):
+        output = next(iter(output.values())) if isinstance(output, dict) else output[0]
+    return output
+
+
 def identity_rotation(value: Any) -> Any:
     """The same rotary output turned into "no rotation": cos 1 and sin 0, complex 1, or angle 0, in whatever layout."""
     if isinstance(value, tuple) and len(value) == 2 and all(torch.is_tensor(item) for item in value):
@@ -221,7 +232,7 @@ def _attention(base: str) -> Callable[..., Any]:
         function = eager_of(module) if base == "eager" else ALL_ATTENTION_FUNCTIONS[base]
         call: Any = kwargs.pop(KEYWORD, None)
         if call is not None and not isinstance(call, Call):  # a survey, which only looks
-            call.see(module, query, key, kwargs)
+            call.see(module, query, key, kwargs, attention_mask)
             call = None
         if call is None:
             return function(module, query, key, value, attention_mask, **kwargs)

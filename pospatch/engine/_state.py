@@ -46,8 +46,11 @@ class State(nn.Module):
         self.reached = False
         self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
 
-    def forward(self) -> None:
-        raise NotImplementedError("a pospatch State holds tensors; the registered attention function reads it")
+    def forward(self, slot: str) -> dict[str, Tensor]:
+        """The learned tensors of one method, by their own names; a call, so that offloaded ones are brought for it."""
+        prefix = f"{slot}__"
+        owned = ((name, value) for name, value in self._parameters.items() if value is not None)
+        return {name.removeprefix(prefix): value for name, value in owned if name.startswith(prefix)}
 
     @property
     def rotary(self) -> Rotary | None:
@@ -75,17 +78,8 @@ class State(nn.Module):
         return self.score is not None or (self.rotary is not None and not self.early)
 
     def weights_of(self, slot: str) -> dict[str, Tensor]:
-        """The learned tensors of one method, by their own names."""
-        prefix = f"{slot}__"
-        owned = ((name, value) for name, value in self._parameters.items() if value is not None)
-        return {name.removeprefix(prefix): self._here(name, value) for name, value in owned if name.startswith(prefix)}
-
-    def _here(self, name: str, value: Tensor) -> Tensor:
-        """The tensor itself, also where accelerate keeps it elsewhere until a forward that a State never has."""
-        hook: Any = getattr(self, "_hf_hook", None)
-        if value.device.type != "meta" or hook is None or getattr(hook, "weights_map", None) is None:
-            return value
-        return hook.weights_map[name].to(hook.execution_device)
+        """The learned tensors of one method, by their own names; empty where it has none."""
+        return self(slot) if self._parameters else {}
 
     def rotate(self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None) -> Tensor:
         """Rotate q or k of this layer, whatever order the host keeps the pairs in."""

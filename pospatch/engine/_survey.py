@@ -14,7 +14,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine import _probe
-from pospatch.engine._seams import KEYWORD, first_input, identity_rotation, is_cross, register
+from pospatch.engine._seams import CACHES, KEYWORD, first_input, first_output, identity_rotation, is_cross, register
 from pospatch.engine._sites import Sites, inv_freqs
 from pospatch.engine._undo import Undo
 from pospatch.engine._view import real, view
@@ -57,7 +57,7 @@ class Survey:
     query: Tensor | None = None
     quiet: bool = False
 
-    def see(self, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any]) -> None:
+    def see(self, module: nn.Module, query: Tensor, key: Tensor, kwargs: dict[str, Any], mask: Any) -> None:
         self.query = query
         if self.quiet:
             return
@@ -68,11 +68,19 @@ class Survey:
             head_dim=query.shape[-1],
             width=self.width,
             scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
-            causal=bool(getattr(module, "is_causal", True) if causal is None else causal),
+            causal=_hides_later(mask) or bool(getattr(module, "is_causal", True) if causal is None else causal),
             window=kwargs.get("sliding_window"),
             length=query.shape[2],
             surveyed=True,
         )
+
+
+def _hides_later(mask: Any) -> bool:
+    """True where the first query does not see the last key."""
+    if not torch.is_tensor(mask) or mask.dim() != 4 or min(mask.shape[-2:]) < 2:
+        return False
+    corner = mask[0, 0, 0, -1]
+    return not bool(corner) if corner.dtype == torch.bool else bool(corner < -1e4)
 
 
 @dataclass
@@ -152,6 +160,11 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
             raise UnsupportedHost(
                 f"{path} ({type(module).__name__}) {how}, so nothing positional can reach it; {type(model).__name__} is refused"
             )
+    for path in sites.own:
+        if path in watch.seen:
+            watch.seen[path] = replace(
+                watch.seen[path], causal=_is_causal(model, sites.attention[path], *watch.calls[path])
+            )
     if sites.rotary:
         _watch_rotation(model, sites, watch)
     return watch.seen
@@ -169,9 +182,30 @@ def _own(module: nn.Module, hidden: Tensor) -> Seen:
         head_dim=max(hidden.shape[-1] // heads, 1),
         width=hidden.shape[-1],
         scaling=max(hidden.shape[-1] // heads, 1) ** -0.5,
-        causal=bool(getattr(module, "is_causal", getattr(config, "is_decoder", True))),
+        causal=True,
         length=hidden.shape[1],
+        surveyed=True,
     )
+
+
+def _is_causal(
+    model: nn.Module, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], look: Survey
+) -> bool:
+    """True where another last token changes nothing of what the first one gets."""
+    hidden = first_input(module, args, kwargs)
+    other = torch.cat((hidden[:, :-1], hidden[:, -1:] + 1), dim=1)
+    swap = lambda value: other if value is hidden else value  # noqa: E731
+    keywords = {name: None if name in CACHES else value for name, value in kwargs.items()}
+    with _probe.quiet(model):
+        outputs = [
+            module(*map(change, args), **{n: change(v) for n, v in keywords.items()}) for change in (_same, swap)
+        ]
+    first, second = map(first_output, outputs)
+    return bool(torch.equal(first[:, 0], second[:, 0]))
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _watch_rotation(model: nn.Module, sites: Sites, watch: _Watch) -> None:
@@ -188,7 +222,7 @@ def _watch_rotation(model: nn.Module, sites: Sites, watch: _Watch) -> None:
             again = Survey(path, watch.seen, quiet=True)
             stilled = tuple(watch.silent(value) for value in args)
             keywords = {name: watch.silent(value) for name, value in kwargs.items()}
-            keywords |= {name: None for name in ("past_key_values", "layer_past") if name in kwargs}
+            keywords |= {name: None for name in CACHES if name in kwargs}
             config = vars(module).get("config")
             with _probe.quiet(model):
                 vars(module)["config"] = view(real(module.config))

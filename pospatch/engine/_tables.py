@@ -53,6 +53,8 @@ class Table:
     def matrix(self) -> Tensor:
         """All rows, (offset + rows, width), whatever the tensor's leading dimensions."""
         weight = self.weight.detach()
+        if weight.is_meta:  # offloaded by accelerate, whose hook knows where it is
+            weight = self.module._hf_hook.weights_map[self.tensor]  # type: ignore[union-attr,operator,index]
         return weight.reshape(-1, weight.shape[-1])
 
 

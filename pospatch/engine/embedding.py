@@ -54,7 +54,8 @@ class EmptyTable(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         weight = getattr(self, self.tensor)
-        return weight.new_zeros(1, 1, weight.shape[-1])
+        asked = next((value for value in (*args, *kwargs.values()) if torch.is_tensor(value)), weight)
+        return weight.new_zeros(1, 1, weight.shape[-1], device=asked.device)  # an offloaded weight is on no device
 
     def moved_like(self, original: nn.Module) -> None:
         """Hand the parameter back, in case a wrapper put another object in its place."""

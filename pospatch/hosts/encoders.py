@@ -67,14 +67,6 @@ ENCODERS: tuple[Host, ...] = (
         note="own mathematics: tables and additive biases reach it, rotations do not",
     ),
     Host(
-        wiring="squeezebert",
-        families=("squeezebert",),
-        table=TABLE,
-        buffers=BUFFERS,
-        attention=("attention",),
-        note="own mathematics on (batch, width, length): tables reach it, biases and rotations do not",
-    ),
-    Host(
         wiring="flava",
         families=("flava_text_model",),
         table=TABLE,

@@ -16,6 +16,10 @@ REFUSALS: tuple[Refusal, ...] = (
         families=("big_bird",),
     ),
     Refusal(
+        reason="its attention works on (batch, width, length) with mathematics of its own",
+        families=("squeezebert",),
+    ),
+    Refusal(
         reason="it has no attention: order comes from recurrence",
         families=("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
     ),
