@@ -40,7 +40,10 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("gemma3n", ), {"text_config": {"intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0]}}),
     (("gemma3n_text",), {"intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0]}),
     (("reformer",), {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "is_decoder": True}),
-    (("zamba", "zamba2"), {"attention_hidden_size": 64, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]}),
+    (
+        ("zamba", "zamba2"),
+        {"attention_hidden_size": 64, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2},
+    ),
     (("esmc",), {"num_key_value_heads": 4, "head_dim": 8}),
     (("bamba",), {"attn_layer_indices": [1]}),
     (("jamba",), {"attn_layer_period": 2, "attn_layer_offset": 1, "num_hidden_layers": 2}),
@@ -69,7 +72,7 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("swiftformer",), {}),
     (("mobilevitv2",), {"image_size": 64}),
     (("levit",),
-     {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}),
+     {"image_size": 64, "hidden_sizes": [16, 32, 48], "num_attention_heads": [2, 2, 2], "depths": [1] * 3, "key_dim": [8] * 3}),
     (("decision_transformer",), {}),
 )  # fmt: skip
 

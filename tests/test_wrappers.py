@@ -51,11 +51,8 @@ def test_lora_before_after_and_merged(host: str, method: str, options: dict[str,
 
 @pairs
 def test_quantized_projections(host: str, method: str, options: dict[str, Any]) -> None:
-    """Dynamic int8: q, k and v come from quantized linear layers; the patch sees only what they give."""
-    if host == "gpt2":  # Conv1D, which torch does not quantize: the linear head is quantized and the attention is not
-        kinds = {torch.nn.Linear}
-    else:
-        kinds = {torch.nn.Linear}
+    """Dynamic int8: q, k and v come from quantized linear layers, on gpt2 (Conv1D) the head alone is quantized."""
+    kinds = {torch.nn.Linear}
     ids = tiny.ids()
     model = tiny.build(host)
     quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), kinds, dtype=torch.qint8)

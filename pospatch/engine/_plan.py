@@ -98,7 +98,8 @@ class Plan:
                 self.scales(method, self.label(p, g)) for p, g in self.layers.items()
             ):
                 raise UnsupportedHost(
-                    f"{method.name} scales layers of full attention and {type(self.model).__name__} has none; nothing would change"
+                    f"{method.name} scales layers of full attention and {type(self.model).__name__} has none, so "
+                    "nothing would change"
                 )
             if isinstance(method, Bands):
                 self._check_bands(method)
