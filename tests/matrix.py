@@ -1,9 +1,9 @@
 """What is asked of every family, and the table of the answers.
 
-Each variant (one class of one family) is built tiny, and native checks say what the family itself can do. Then each method is
-applied, and where pospatch says that it fits, everything must hold: the output changes, cached decoding gives what one pass
-gives, left padding changes nothing, `remove` brings every bit back, and a saved model loads as it was. Where pospatch says that it does
-not fit, applying must raise, saying why, and leave every bit as it was.
+Each variant (one class of one family) is built tiny, and native checks say what the family itself can do. Then each
+method is applied, and where pospatch says that it fits, everything must hold: the output changes, cached decoding gives what
+one pass gives, left padding changes nothing, `remove` brings every bit back, and a saved model loads as it was. Where
+pospatch says that it does not fit, applying must raise, saying why, and leave every bit as it was.
 """
 
 from __future__ import annotations
