@@ -24,6 +24,7 @@ from pospatch import evaluate
 from pospatch.errors import BadOption, BadOptionType, PospatchError, UnknownName, UnsupportedHost
 from pospatch.evaluate._head import SlicedHead
 from pospatch.evaluate._result import Cells, Result
+from pospatch.evaluate._retrieval import Reader, wilson
 
 # The package offers functions of the same names as these modules.
 passkey_task = import_module("pospatch.evaluate.passkey")
@@ -255,7 +256,7 @@ def test_passkey_prompts_have_the_exact_length(tokenizer, length, depth):
 
 
 def test_passkey_forced_reads_the_places_before_the_digits(model, tokenizer):
-    reader = passkey_task._Reader(model, tokenizer, "forced")
+    reader = Reader(model, tokenizer, "forced")
     ids, answer = passkey_task.Prompt.for_tokenizer(tokenizer, 400).build(400, 0.5, "13579")
     with torch.no_grad():
         logits = model(torch.tensor([ids + answer])).logits[0]
@@ -267,7 +268,7 @@ def test_passkey_counts_what_the_model_says(model, tokenizer, monkeypatch):
         early = tokenizer.decode(ids).find("Remember") < 300
         return answer if early else [3] * len(answer)
 
-    monkeypatch.setattr(passkey_task._Reader, "_forced", knows_early_keys)
+    monkeypatch.setattr(Reader, "_forced", knows_early_keys)
     options = {"lengths": [420, 800], "depths": [0.0, 1.0], "trials": 3, "controls": 2}
     result = evaluate.passkey(model, tokenizer, progress=False, **options)
     found = {(row["length"], row["depth"]): (row["right"], row["trials"]) for row in result.rows}
@@ -324,11 +325,15 @@ def test_passkey_refuses(model, tokenizer, change, error, message):
     ("right", "trials", "wanted"), [(0, 10, (0.0, 0.2775)), (5, 10, (0.2366, 0.7634)), (10, 10, (0.7225, 1))]
 )
 def test_wilson(right, trials, wanted):
-    assert passkey_task.wilson(right, trials) == pytest.approx(wanted, abs=1e-4)
+    assert wilson(right, trials) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_tasks_by_name(model, tokenizer):
-    assert evaluate.tasks() == ["passkey", "perplexity"]
+    assert {"passkey", "perplexity"} <= set(evaluate.tasks())
+    for name in evaluate.tasks():
+        module = evaluate.task_of(name)
+        assert getattr(evaluate, name) is getattr(module, name)
+        assert callable(module.draw)
     with pytest.raises(UnknownName, match="Did you mean 'perplexity'"):
         evaluate.run("perplexty", model, tokenizer)
     with pytest.raises(BadOptionType, match="Did you mean 'lengths'"):
@@ -348,11 +353,11 @@ def test_an_interrupted_run_goes_on_where_it_was(model, tokenizer, tmp_path, mon
     }
     own, seen = perplexity_task._Scorer.score, []
 
-    def counted(self, length, end, advance):
+    def counted(self, length, *rest):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(length)
-        return own(self, length, end, advance)
+        return own(self, length, *rest)
 
     monkeypatch.setattr(perplexity_task._Scorer, "score", counted)
     with pytest.raises(KeyboardInterrupt):
