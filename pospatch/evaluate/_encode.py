@@ -73,6 +73,7 @@ def embed(
             pooled = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
         vectors.update(zip(group, pooled, strict=True))
         at += len(group)
-        for _ in group if advance is not None else ():
-            advance()
+        if advance is not None:
+            for _ in group:
+                advance()
     return torch.stack([vectors[index] for index in range(len(texts))])

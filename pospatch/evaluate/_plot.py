@@ -25,6 +25,7 @@ __all__ = [
     "draw_perplexity",
     "draw_shares",
     "draw_speeds",
+    "draw_table",
     "figure",
     "plot",
     "save_figure",
@@ -111,8 +112,8 @@ def draw_shares(results: Sequence[Result], wanted: str = "rate") -> Figure:
         colour, values = _COLOURS[index % len(_COLOURS)], [row[wanted] for row in result.rows]
         axes.plot(result.lengths, values, "o-", color=colour, label=result.label, ms=4.5)
         if "low" in result.rows[0]:
-            ends = [[row[end] for row in result.rows] for end in ("low", "high")]
-            axes.fill_between(result.lengths, *ends, color=colour, alpha=0.15, lw=0)
+            low, high = ([row[end] for row in result.rows] for end in ("low", "high"))
+            axes.fill_between(result.lengths, low, high, color=colour, alpha=0.15, lw=0)
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("length (tokens)")
     axes.set_ylabel(wanted)
@@ -125,6 +126,31 @@ def draw_shares(results: Sequence[Result], wanted: str = "rate") -> Figure:
 def draw_correlations(results: Sequence[Result]) -> Figure:
     """Spearman's correlation with the base against the length."""
     return draw_shares(results, "spearman")
+
+
+def draw_table(results: Sequence[Result]) -> Figure:
+    """Scores of subtasks, one row each, lengths across; results side by side."""
+    names = list(dict.fromkeys(row["subtask"] for row in results[0].rows))
+    sheet = figure(2.4 + 2.6 * len(results), 1.4 + 0.36 * len(names))
+    for index, result in enumerate(results):
+        axes = sheet.add_subplot(1, len(results), index + 1)
+        cells = {(row["subtask"], row["length"]): row["score"] for row in result.rows}
+        scores = [[cells[name, length] for length in result.lengths] for name in names]
+        axes.imshow(scores, cmap=_share_colours(), vmin=0, vmax=1, aspect="auto")
+        for down, row in enumerate(scores):
+            for across, value in enumerate(row):
+                axes.text(across, down, f"{value:.2f}", ha="center", va="center", fontsize=9)
+        axes.set_xticks(range(len(result.lengths)), [_tokens(length) for length in result.lengths])
+        axes.set_yticks(range(len(names)), names)
+        axes.set_title(f"{result.task}, {result.label}", fontsize=10, loc="left")
+        axes.tick_params(length=0)
+    return sheet
+
+
+def _share_colours() -> Any:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("share", ["#f6e3d8", "#9fd0bd", "#009E73"])
 
 
 def _map_rows(result: Result) -> int:
@@ -153,18 +179,16 @@ def save_figure(sheet: Figure, path: Path) -> Path:
 
 def draw_perplexity(axes: Axes, results: Sequence[Result]) -> None:
     """One line a result, perplexity on a logarithmic axis, the trained length as a vertical line."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MultipleLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, MultipleLocator
 
     by_position = results[0].protocol == "by_position"
     for index, result in enumerate(results):
         places, values = _points(result, by_position)
         axes.plot(places, values, "o-", color=_COLOURS[index % len(_COLOURS)], label=result.label, lw=2, ms=4.5)
+    drawn = any(value > 0 for result in results for value in _points(result, by_position)[1])  # a null is no point
     _mark_trained_length(axes, results)
-    axes.set_yscale("log")
-    plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(plain)
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    if drawn:
+        _logarithmic(axes)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
     axes.xaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(max(results[0].lengths[-1], 8) / 8))))
     axes.set_xlim(left=0)
@@ -176,17 +200,23 @@ def draw_perplexity(axes: Axes, results: Sequence[Result]) -> None:
     axes.legend(frameon=False, fontsize=9, loc="upper left")
 
 
+def _logarithmic(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def draw_passkey(axes: Axes, result: Result) -> None:
     """A table of cells, length across and depth down, with the count in each; the last row is the control."""
-    from matplotlib.colors import LinearSegmentedColormap
-
     depths: list[float | None] = sorted({row["depth"] for row in result.rows if not row["control"]})
     if any(row["control"] for row in result.rows):
         depths.append(None)
     cells = {(row["length"], row["depth"]): row for row in result.rows}
     shares = [[cells[length, depth]["rate"] for length in result.lengths] for depth in depths]
-    colours = LinearSegmentedColormap.from_list("share", ["#f6e3d8", "#9fd0bd", "#009E73"])
-    axes.imshow(shares, cmap=colours, vmin=0, vmax=1, aspect="auto")
+    axes.imshow(shares, cmap=_share_colours(), vmin=0, vmax=1, aspect="auto")
     for across, length in enumerate(result.lengths):
         for down, depth in enumerate(depths):
             cell = cells[length, depth]

@@ -123,7 +123,7 @@ class _Scorer:
         first = length - scored - 1
         losses = self.head.losses(ids, first, advance).double()
         if self.bucket is None:
-            return {str(first + 1): [losses.sum().item(), len(losses)]}
+            return {"0": [losses.sum().item(), len(losses)]}
         return {str(start): [piece.sum().item(), len(piece)] for start, piece in _buckets(losses, self.bucket)}
 
 
