@@ -150,6 +150,52 @@ def test_evaluate_passkey(llama: Path, tmp_path: Path) -> None:
     assert [row["trials"] for row in result["rows"]] == [2, 1]
 
 
+def test_evaluate_of_every_task_is_offered_and_an_encoder_is_loaded_as_one(llama: Path, tmp_path: Path) -> None:
+    import transformers as tf
+
+    from pospatch.evaluate import tasks
+
+    shown = " ".join(said("evaluate", "--help").split())
+    assert all(name in shown for name in tasks())
+    torch.manual_seed(0)
+    config = tf.BertConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+                           max_position_embeddings=512, vocab_size=259)  # fmt: skip
+    tf.BertModel(config).save_pretrained(tmp_path / "bert")
+    ByT5Tokenizer(extra_ids=0).save_pretrained(tmp_path / "bert")
+    words = (
+        "evaluate",
+        tmp_path / "bert",
+        "encoder_passkey",
+        "--lengths",
+        "300",
+        "--set",
+        "documents=4",
+        "--set",
+        "queries=2",
+    )
+    said(*words, "--output", tmp_path / "keys")
+    (result,) = json.loads((tmp_path / "keys.json").read_text())["results"]
+    assert result["model"]["class"] == "BertModel"
+
+
+def test_short_guard_needs_no_lengths(llama: Path, tmp_path: Path) -> None:
+    said(
+        "evaluate",
+        llama,
+        "short_guard",
+        "--text",
+        "topics",
+        "--method",
+        "yarn",
+        "-o",
+        "factor=2",
+        "--output",
+        tmp_path / "g",
+    )
+    (result,) = json.loads((tmp_path / "g.json").read_text())["results"]
+    assert result["lengths"] == [tiny.LENGTH]
+
+
 def test_bad_models(llama: Path, tmp_path: Path) -> None:
     assert "no folder /nowhere" in refused("inspect", "/nowhere")
     assert "no model could be loaded" in refused("inspect", tmp_path)
@@ -210,7 +256,8 @@ def test_evaluate_refuses(llama: Path, tmp_path: Path, words: tuple[str, ...], m
 
 
 def test_a_missing_argument_is_a_usage_error(llama: Path) -> None:
-    assert "--lengths" in refused("evaluate", llama, "perplexity", code=2)
+    assert "--lengths" in refused("evaluate", llama, "perplexity", "--text", "topics")
+    assert "TASK" in refused("evaluate", llama, code=2)
 
 
 def test_an_interrupt_says_what_stays(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

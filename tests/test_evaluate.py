@@ -9,12 +9,11 @@ from importlib import import_module
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     PreTrainedTokenizerFast,
@@ -24,72 +23,22 @@ from pospatch import evaluate
 from pospatch.errors import BadOption, BadOptionType, PospatchError, UnknownName, UnsupportedHost
 from pospatch.evaluate._head import SlicedHead
 from pospatch.evaluate._result import Cells, Result
+from pospatch.evaluate._retrieval import Reader, wilson
+from tests.measured import CAUSAL, COMMON, LLAMA, TEXT, characters, own_losses, text_ids, tiny
 
 # The package offers functions of the same names as these modules.
 passkey_task = import_module("pospatch.evaluate.passkey")
 perplexity_task = import_module("pospatch.evaluate.perplexity")
 
-TEXT = "".join(chr(97 + (7 * i * i + 3 * i) % 26) + (" " if i % 5 == 0 else "") for i in range(3000))
-COMMON = {"vocab_size": 260, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-LLAMA = {**COMMON, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 512}
-# Families whose way from hidden state to logits differs: softcap, multiplier, divisor, projection, experts, wrappers.
-CAUSAL = {
-    "llama": LLAMA,
-    "gemma2": {**LLAMA, "head_dim": 8, "final_logit_softcapping": 1.0, "sliding_window": 8},
-    "cohere": {**LLAMA, "logit_scale": 0.3},
-    "granite": {**LLAMA, "logits_scaling": 7.0},
-    "mixtral": {**LLAMA, "num_local_experts": 4},
-    "gpt2": {"vocab_size": 260, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 512},
-    "gpt_neox": {**COMMON, "intermediate_size": 48, "max_position_embeddings": 512},
-    "opt": {**COMMON, "ffn_dim": 48, "word_embed_proj_dim": 16, "max_position_embeddings": 512},
-    "bloom": {"vocab_size": 260, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "bart": {
-        "vocab_size": 260,
-        "d_model": 32,
-        "decoder_layers": 2,
-        "decoder_attention_heads": 4,
-        "decoder_ffn_dim": 48,
-    },
-}
-
-
-def tiny(kind: str, **changes):
-    """A small loud model: with ordinary weights every logit is near zero and a missing softcap would not show."""
-    torch.manual_seed(0)
-    config = AutoConfig.for_model(
-        kind, **{**CAUSAL[kind], "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, **changes}
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.4)
-    return model.eval()
-
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """One token a character, without merges."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2} | {letter: index + 3 for index, letter in enumerate(letters)}
-    raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    return characters()
 
 
 @pytest.fixture(scope="module")
 def model():
     return tiny("llama")
-
-
-def own_losses(model, ids):
-    """The plain way: all logits at once."""
-    with torch.no_grad():
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-    return nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-
-
-def text_ids(tokenizer, length):
-    return torch.tensor([tokenizer(TEXT, add_special_tokens=False)["input_ids"][:length]])
 
 
 @pytest.mark.parametrize("kind", CAUSAL)
@@ -255,7 +204,7 @@ def test_passkey_prompts_have_the_exact_length(tokenizer, length, depth):
 
 
 def test_passkey_forced_reads_the_places_before_the_digits(model, tokenizer):
-    reader = passkey_task._Reader(model, tokenizer, "forced")
+    reader = Reader(model, tokenizer, "forced")
     ids, answer = passkey_task.Prompt.for_tokenizer(tokenizer, 400).build(400, 0.5, "13579")
     with torch.no_grad():
         logits = model(torch.tensor([ids + answer])).logits[0]
@@ -267,7 +216,7 @@ def test_passkey_counts_what_the_model_says(model, tokenizer, monkeypatch):
         early = tokenizer.decode(ids).find("Remember") < 300
         return answer if early else [3] * len(answer)
 
-    monkeypatch.setattr(passkey_task._Reader, "_forced", knows_early_keys)
+    monkeypatch.setattr(Reader, "_forced", knows_early_keys)
     options = {"lengths": [420, 800], "depths": [0.0, 1.0], "trials": 3, "controls": 2}
     result = evaluate.passkey(model, tokenizer, progress=False, **options)
     found = {(row["length"], row["depth"]): (row["right"], row["trials"]) for row in result.rows}
@@ -324,11 +273,15 @@ def test_passkey_refuses(model, tokenizer, change, error, message):
     ("right", "trials", "wanted"), [(0, 10, (0.0, 0.2775)), (5, 10, (0.2366, 0.7634)), (10, 10, (0.7225, 1))]
 )
 def test_wilson(right, trials, wanted):
-    assert passkey_task.wilson(right, trials) == pytest.approx(wanted, abs=1e-4)
+    assert wilson(right, trials) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_tasks_by_name(model, tokenizer):
-    assert evaluate.tasks() == ["passkey", "perplexity"]
+    assert {"passkey", "perplexity"} <= set(evaluate.tasks())
+    for name in evaluate.tasks():
+        module = evaluate.task_of(name)
+        assert getattr(evaluate, name) is getattr(module, name)
+        assert callable(module.draw)
     with pytest.raises(UnknownName, match="Did you mean 'perplexity'"):
         evaluate.run("perplexty", model, tokenizer)
     with pytest.raises(BadOptionType, match="Did you mean 'lengths'"):
@@ -348,11 +301,11 @@ def test_an_interrupted_run_goes_on_where_it_was(model, tokenizer, tmp_path, mon
     }
     own, seen = perplexity_task._Scorer.score, []
 
-    def counted(self, length, end, advance):
+    def counted(self, length, *rest):
         if len(seen) == 2:
             raise KeyboardInterrupt
         seen.append(length)
-        return own(self, length, end, advance)
+        return own(self, length, *rest)
 
     monkeypatch.setattr(perplexity_task._Scorer, "score", counted)
     with pytest.raises(KeyboardInterrupt):

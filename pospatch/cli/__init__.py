@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
-from pospatch.cli._input import lengths_of, load, made, options_of, patched, text_of, tokenizer_of
+from pospatch.cli._input import lengths_for, load, made, options_of, patched, task_names, text_of, tokenizer_of
 from pospatch.cli._show import describe, out, show_rows
-from pospatch.errors import BadOption, PospatchError, suggest
+from pospatch.errors import BadOption, PospatchError
 
 __all__ = ["app", "main"]
 
@@ -32,6 +32,7 @@ class _Commands(TyperGroup):
             raise typer.Exit(130) from None
 
 
+_TASKS = "A task: " + ", ".join(task_names()) + "."
 app = typer.Typer(
     cls=_Commands,
     no_args_is_help=True,
@@ -147,10 +148,10 @@ def apply(
 @app.command()
 def evaluate(
     model: ModelPath,
-    task: Annotated[str, typer.Argument(help="perplexity or passkey.")],
-    lengths: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")],
+    task: Annotated[str, typer.Argument(help=_TASKS)],
+    lengths: Annotated[str | None, typer.Option(help="Lengths in tokens, separated by commas.")] = None,
     text: Annotated[
-        str | None, typer.Option(help="For perplexity: a text file or a name (kjv, topics, persuasion); default kjv.")
+        str | None, typer.Option(help="A text file or a name (kjv, topics, persuasion); default kjv.")
     ] = None,
     method: Annotated[str | None, typer.Option(help="Method to apply first, or several joined by +.")] = None,
     option: Options = [],  # noqa: B006
@@ -166,15 +167,13 @@ def evaluate(
     """
     from pospatch import evaluate as tasks
 
-    if task not in tasks.tasks():
-        raise BadOption(f"unknown task {task!r}.{suggest(task, tasks.tasks())} Tasks: {', '.join(tasks.tasks())}")
-    keywords: dict[str, Any] = {"lengths": lengths_of(lengths), "path": output, **options_of(set_, "--set")}
-    keywords |= text_of(task, text)
+    auto = getattr(tasks.task_of(task), "AUTO", "AutoModelForCausalLM")
+    keywords = {**lengths_for(task, lengths), "path": output, **options_of(set_, "--set"), **text_of(task, text)}
     made(output.parent)  # found out now rather than after hours
     if option and method is None:
         raise BadOption(f"-o {option[0]} is an option of a method: say which with --method")
     tokenizer = tokenizer_of(model, needed=True)
-    loaded = load(model, "AutoModelForCausalLM", dtype)
+    loaded = load(model, auto, dtype)
     if method is not None:
         patched(loaded, method, option)
     result = tasks.run(task, loaded, tokenizer, **keywords)

@@ -11,7 +11,17 @@ import typer
 
 from pospatch.errors import BadOption, PospatchError, suggest
 
-__all__ = ["lengths_of", "load", "made", "options_of", "patched", "text_of", "tokenizer_of"]
+__all__ = [
+    "lengths_for",
+    "lengths_of",
+    "load",
+    "made",
+    "options_of",
+    "patched",
+    "task_names",
+    "text_of",
+    "tokenizer_of",
+]
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -89,15 +99,40 @@ def lengths_of(words: str) -> list[int]:
         raise BadOption(f"--lengths={words} must be integers separated by commas, e.g. 4096,16384") from None
 
 
+def lengths_for(task: str, words: str | None) -> dict[str, Any]:
+    """The lengths as a keyword of a task; a task that has a length of its own does without."""
+    parameter = _parameters(task)["lengths"]
+    if words is not None:
+        several = lengths_of(words)
+        return {"lengths": several[0] if parameter.annotation == "int" and len(several) == 1 else several}
+    if parameter.default is parameter.empty:
+        raise BadOption(f"{task} needs --lengths, in tokens and separated by commas, e.g. --lengths 4096,16384")
+    return {}
+
+
 def text_of(task: str, text: str | None) -> dict[str, Any]:
     """The text as a keyword of a task that reads one; naming one for another task is an error."""
     from pospatch import assets
 
-    if task == "perplexity":
+    if "text" in _parameters(task):
         return {"text": assets.text(text or "kjv")}
     if text is not None:
         raise BadOption(f"--text={text} would be ignored: {task} reads no text of yours")
     return {}
+
+
+def task_names() -> list[str]:
+    """The tasks of `evaluate`, listed without importing what runs them: --help stays quick."""
+    folder = Path(__file__).parent.parent / "evaluate"
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
+
+
+def _parameters(task: str) -> Any:
+    from inspect import signature
+
+    from pospatch import evaluate
+
+    return signature(getattr(evaluate.task_of(task), task)).parameters
 
 
 def options_of(items: list[str], flag: str = "-o") -> dict[str, Any]:

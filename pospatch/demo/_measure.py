@@ -6,7 +6,9 @@ import json
 from typing import Any
 
 from pospatch.demo._stage import Stage
-from pospatch.evaluate import Result, passkey, perplexity
+from pospatch.evaluate import Result
+from pospatch.evaluate.passkey import passkey
+from pospatch.evaluate.perplexity import perplexity
 
 __all__ = ["inspected", "passkeys", "perplexities"]
 

@@ -1,4 +1,4 @@
-"""Measurements of a causal language model on long context; one task a file.
+"""Measurements of a model on long context; one task a file, found by its name, the function of the same name runs it.
 
 >>> "perplexity" in tasks()
 True
@@ -9,15 +9,14 @@ from __future__ import annotations
 import importlib
 import inspect
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from pospatch.errors import BadOptionType, UnknownName, suggest
 from pospatch.evaluate._plot import plot
 from pospatch.evaluate._result import Result, compare
-from pospatch.evaluate.passkey import passkey
-from pospatch.evaluate.perplexity import perplexity
 
-__all__ = ["Result", "compare", "passkey", "perplexity", "plot", "run", "tasks"]
+__all__ = ["Result", "compare", "plot", "run", "task_of", "tasks"]
 
 
 def tasks() -> list[str]:
@@ -32,9 +31,7 @@ def run(task: str, model: Any, tokenizer: Any, **options: Any) -> Result:
         UnknownName: no such task.
         BadOptionType: the task has no such option, or a required one is missing.
     """
-    if task not in tasks():
-        raise UnknownName(f"unknown task {task!r}.{suggest(str(task), tasks())} Known tasks: {', '.join(tasks())}")
-    function = getattr(importlib.import_module(f"pospatch.evaluate.{task}"), task)
+    function = getattr(task_of(task), task)
     parameters = inspect.signature(function).parameters
     for name in options:
         if name not in parameters:
@@ -51,3 +48,19 @@ def run(task: str, model: Any, tokenizer: Any, **options: Any) -> Result:
         raise BadOptionType(f"task {task!r} needs {', '.join(missing)}: give it as an option")
     result: Result = function(model, tokenizer, **options)
     return result
+
+
+def task_of(name: str) -> ModuleType:
+    """The module of a task: its function of the same name, `draw`, and `AUTO` where it reads no AutoModelForCausalLM.
+
+    Raises:
+        UnknownName: no such task.
+    """
+    if name not in tasks():
+        raise UnknownName(f"unknown task {name!r}.{suggest(str(name), tasks())} Tasks: {', '.join(tasks())}")
+    return importlib.import_module(f"pospatch.evaluate.{name}")
+
+
+if not TYPE_CHECKING:  # importing a task's module sets it on this package, over which the function of its name is put
+    for _name in tasks():
+        globals()[_name] = getattr(task_of(_name), _name)

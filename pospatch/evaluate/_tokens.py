@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pospatch.errors import BadOption, BadOptionType
 
-__all__ = ["Tokens", "encode", "positive_lengths", "text_tokens"]
+__all__ = ["Tokens", "encode", "positive_lengths", "prefix_of", "text_tokens"]
 
 _CHARACTERS_PER_TOKEN = 8  # first guess of how much text to read; doubled until there are enough tokens
 
@@ -37,6 +37,12 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def prefix_of(tokenizer: Any) -> list[int]:
+    """The beginning-of-sequence token, where this tokenizer puts one in front of a text."""
+    empty = list(tokenizer("", verbose=False)["input_ids"])
+    return empty[:1] if empty and empty[0] == getattr(tokenizer, "bos_token_id", None) else []
+
+
 def text_tokens(tokenizer: Any, text: str, wanted: int) -> Tokens:
     """At least `wanted` tokens of `text`; only as much of the text is tokenized as is needed.
 
@@ -47,8 +53,7 @@ def text_tokens(tokenizer: Any, text: str, wanted: int) -> Tokens:
         raise BadOptionType(f"text must be a string, got {type(text).__name__}; read the file first")
     if not text.strip():
         raise BadOption(f"the text is empty ({len(text)} characters); a text of at least {wanted} tokens is wanted")
-    empty = list(tokenizer("", verbose=False)["input_ids"])
-    prefix = empty[:1] if empty and empty[0] == getattr(tokenizer, "bos_token_id", None) else []
+    prefix = prefix_of(tokenizer)
     read = wanted * _CHARACTERS_PER_TOKEN
     ids = encode(tokenizer, text[:read])
     # The last tokens of a cut text may differ from the whole text's, so a few more than wanted are asked for.

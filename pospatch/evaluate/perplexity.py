@@ -6,21 +6,25 @@ import math
 import os
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from pospatch.errors import BadOption, UnknownName, suggest
 from pospatch.evaluate._head import SlicedHead, layer_list
+from pospatch.evaluate._limits import refuse_too_long
+from pospatch.evaluate._plot import draw_curves as draw
 from pospatch.evaluate._progress import bar
 from pospatch.evaluate._result import Cells, Result, describe_model
 from pospatch.evaluate._tokens import Tokens, positive_lengths, text_tokens
 
-__all__ = ["PROTOCOLS", "perplexity"]
+__all__ = ["PROTOCOLS", "draw", "perplexity"]
 
 PROTOCOLS = {
     "by_position": "one pass over the first `length` tokens, losses averaged by position in buckets",
     "truncated": "one pass over the first `length` tokens, all losses averaged (YaRN's published curves)",
+    "strided": "windows of `length` moved on by `stride` over the same text, new tokens scored (all of the first window)",
     "last_k": "windows of every length that end at the same tokens, losses of the last `k`: only the context differs",
 }
 _LEAST = 8
@@ -36,6 +40,7 @@ def perplexity(
     bucket: int = 2048,
     k: int = 256,
     windows: int = 4,
+    stride: int = 256,
     slice_size: int = 256,
     path: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -50,10 +55,12 @@ def perplexity(
         tokenizer: its tokenizer.
         text: the text itself (see `pospatch.assets.text`).
         lengths: window lengths in tokens, at least 8 each.
-        protocol: `by_position`, `truncated` or `last_k`; see PROTOCOLS. RECIPES: these three are different numbers.
+        protocol: `by_position`, `truncated`, `strided` or `last_k`; see PROTOCOLS. These are four different numbers.
         bucket: tokens per bucket of `by_position`.
         k: tokens scored at the end of each window of `last_k`; below the shortest length.
-        windows: windows per length of `last_k`, with their ends spread evenly over the text.
+        windows: windows per length of `last_k`, with their ends spread evenly over the text; of the longest length of
+            `strided`, whose other lengths read the same text in more of them.
+        stride: tokens by which the windows of `strided` move on, at most the shortest length.
         slice_size: positions whose logits exist at once.
         path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
@@ -64,27 +71,25 @@ def perplexity(
         UnsupportedHost: not a causal language model.
     """
     wanted = positive_lengths(lengths, _LEAST)
-    _check(protocol, wanted, {"bucket": bucket, "k": k, "windows": windows, "slice_size": slice_size})
+    _check(protocol, wanted, {"bucket": bucket, "k": k, "windows": windows, "stride": stride, "slice_size": slice_size})
     started = time.monotonic()
-    tokens = text_tokens(tokenizer, text, _tokens_needed(protocol, wanted, k, windows))
+    tokens = text_tokens(tokenizer, text, _tokens_needed(protocol, wanted[-1], k, windows, stride))
+    refuse_too_long(model, wanted[-1])
     label, record = describe_model(model)
-    options = _options(protocol, bucket, k, windows)
-    plan = _plan(protocol, wanted, len(tokens.ids) + len(tokens.prefix), windows)
+    options = _options(protocol, bucket, k, windows, stride)
+    plan = _plan(protocol, wanted, len(tokens.ids) + len(tokens.prefix), k, windows, stride)
     cells = Cells(
         path, {"task": "perplexity", "protocol": protocol, "model": record, "options": options, "text": tokens.record}
     )
-    scorer = _Scorer(SlicedHead(model, slice_size), tokens, protocol, bucket, k)
-    steps = sum(len(ends) for ends in plan.values()) * len(layer_list(scorer.head.decoder))
-    with bar(f"perplexity, {label}", steps, progress) as advance:
-        for length, ends in plan.items():
-            for end in ends:
-                cell = f"{length}@{end}"
-                if cell not in cells:
-                    cells[cell] = scorer.score(length, end, advance)
+    scorer = _Scorer(SlicedHead(model, slice_size), tokens, bucket if protocol == "by_position" else None)
+    todo = [(length, *each) for length, ends in plan.items() for each in ends if f"{length}@{each[0]}" not in cells]
+    with bar(f"perplexity, {label}", len(todo) * len(layer_list(scorer.head.decoder)), progress) as advance:
+        for length, end, scored in todo:
+            cells[f"{length}@{end}"] = scorer.score(length, end, scored, advance)
     rows = [
         row
         for length, ends in plan.items()
-        for row in _rows(length, [cells[f"{length}@{end}"] for end in ends], bucket)
+        for row in _rows(length, [cells[f"{length}@{end}"] for end, _ in ends], bucket)
     ]
     rows = rows if protocol == "by_position" else _per_length(rows)
     result = Result(
@@ -109,16 +114,16 @@ def perplexity(
 class _Scorer:
     """Losses of one window, summed in buckets."""
 
-    def __init__(self, head: SlicedHead, tokens: Tokens, protocol: str, bucket: int, k: int) -> None:
-        self.head, self.tokens, self.protocol, self.bucket, self.k = head, tokens, protocol, bucket, k
+    def __init__(self, head: SlicedHead, tokens: Tokens, bucket: int | None) -> None:
+        self.head, self.tokens, self.bucket = head, tokens, bucket
 
-    def score(self, length: int, end: int, advance: Any) -> dict[str, list[float]]:
-        """{bucket start: [sum of losses, count]} of the window that ends before token `end`."""
+    def score(self, length: int, end: int, scored: int, advance: Any) -> dict[str, list[float]]:
+        """{bucket start: [sum of losses, count]} of the last `scored` tokens of the window that ends before `end`."""
         ids = self.tokens.window(end - length, end).to(self.head.device)
-        first = length - self.k - 1 if self.protocol == "last_k" else 0
+        first = length - scored - 1
         losses = self.head.losses(ids, first, advance).double()
-        if self.protocol != "by_position":
-            return {str(first + 1): [losses.sum().item(), len(losses)]}
+        if self.bucket is None:
+            return {"0": [losses.sum().item(), len(losses)]}
         return {str(start): [piece.sum().item(), len(piece)] for start, piece in _buckets(losses, self.bucket)}
 
 
@@ -140,33 +145,48 @@ def _check(protocol: str, lengths: list[int], sizes: dict[str, int]) -> None:
         raise BadOption(
             f"k must be below the shortest length {lengths[0]}, got {sizes['k']}: lower k or drop short lengths"
         )
+    if protocol == "strided" and sizes["stride"] > lengths[0]:
+        raise BadOption(
+            f"stride must be at most the shortest length {lengths[0]}, got {sizes['stride']}: else tokens stay unread"
+        )
     if protocol == "by_position" and sizes["bucket"] < 2:
         raise BadOption(
             "bucket must be at least 2 tokens: position 0 is context only, so a bucket of 1 would start empty"
         )
 
 
-def _options(protocol: str, bucket: int, k: int, windows: int) -> dict[str, Any]:
+def _options(protocol: str, bucket: int, k: int, windows: int, stride: int) -> dict[str, Any]:
     own: dict[str, dict[str, Any]] = {
         "by_position": {"bucket": bucket},
         "truncated": {},
+        "strided": {"stride": stride, "windows": windows},
         "last_k": {"k": k, "windows": windows},
     }
     return own[protocol] | {"weighting": "token"}
 
 
-def _tokens_needed(protocol: str, lengths: list[int], k: int, windows: int) -> int:
-    # Disjoint scored pieces: each further window needs k tokens of its own.
-    return lengths[-1] + (k * (windows - 1) if protocol == "last_k" else 0)
+def _tokens_needed(protocol: str, longest: int, k: int, windows: int, stride: int) -> int:
+    # Disjoint scored pieces: each further window needs tokens of its own.
+    return longest + (windows - 1) * {"last_k": k, "strided": stride}.get(protocol, 0)
 
 
-def _plan(protocol: str, lengths: list[int], available: int, windows: int) -> dict[int, list[int]]:
-    """For every length, the token indices before which its windows end."""
-    if protocol != "last_k":
-        return {length: [length] for length in lengths}
-    last, room = lengths[-1], available - lengths[-1]
-    ends = [last + room * index // max(windows - 1, 1) for index in range(windows)]
-    return dict.fromkeys(lengths, ends)
+def _plan(
+    protocol: str, lengths: list[int], available: int, k: int, windows: int, stride: int
+) -> dict[int, list[tuple[int, int]]]:
+    """For every length its windows: the token index before which each ends, and how many of its last are scored."""
+    if protocol == "last_k":
+        last, room = lengths[-1], available - lengths[-1]
+        ends = [last + room * index // max(windows - 1, 1) for index in range(windows)]
+        return {length: [(end, k) for end in ends] for length in lengths}
+    if protocol == "strided":
+        total = _tokens_needed(protocol, lengths[-1], k, windows, stride)
+        return {length: _strides(length, total, stride) for length in lengths}
+    return {length: [(length, length - 1)] for length in lengths}
+
+
+def _strides(length: int, total: int, stride: int) -> list[tuple[int, int]]:
+    ends = [*range(length, total, stride), total]
+    return [(length, length - 1)] + [(end, end - before) for before, end in pairwise(ends)]
 
 
 def _rows(length: int, scored: list[dict[str, list[float]]], bucket: int) -> list[dict[str, Any]]:
