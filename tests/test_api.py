@@ -76,7 +76,7 @@ def refused(model: Any, errors: tuple[type, ...], words: list[str], method: Any,
 
 NAN, INF = float("nan"), float("inf")
 OUT_OF_RANGE = [NAN, INF, -INF, 0, -4, 0.5, 1e308]
-WRONG_TYPE = ["4", None, True, [4], {}, 4j, object()]
+WRONG_TYPE = ["4", None, True, [4], {}, 4j, range(2)]
 FACTORED = ["linear", "ntk", "dynamic_ntk", "yarn", "llama3", "longrope"]
 
 
@@ -124,7 +124,7 @@ LLAMA = [
     (NAME, ["yran", "Did you mean 'yarn'", "linear"], "yran", {"factor": 2}),
     (NAME, ["yarn"], "", {}),
     *((NAME, ["yarn"], name, {}) for name in PATHS),
-    *((KIND, ["yarn"], item, {}) for item in (None, object(), 3, b"yarn")),
+    *((KIND, ["yarn"], item, {}) for item in (None, range(2), 3, b"yarn")),
     (KIND, ["facter", "Did you mean 'factor'"], "yarn", {"facter": 2}),
     (KIND, ["factor", "required"], "yarn", {}),
     (KIND, ["window"], "yarn", {"factor": 2, "window": 4}),
