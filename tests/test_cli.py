@@ -16,7 +16,7 @@ from pospatch import inspection, registry
 from pospatch.cli import app
 from tests import tiny
 
-COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "demo"]
+COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "compare", "demo"]
 
 
 def run(*words: Any) -> Any:
@@ -196,6 +196,18 @@ def test_short_guard_needs_no_lengths(llama: Path, tmp_path: Path) -> None:
     assert result["lengths"] == [tiny.LENGTH]
 
 
+def test_compare(llama: Path, tmp_path: Path) -> None:
+    words = ("compare", llama, "--methods", "yarn:factor=2,dca", "--lengths", "16,64", "--text", "topics", "--windows", "2")
+    shown = said(*words, "--output", tmp_path / "c")
+    assert "yarn factor=2" in shown
+    assert "unpatched" in shown
+    content = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    assert {each["label"] for each in content["entries"]} == {"unpatched", "yarn factor=2", "dca"}
+    assert "Did you mean 'yarn'" in refused(*words[:3], "yran", *words[4:], "--output", tmp_path / "d")
+    assert "no text and no file" in refused(*words[:7], "nowhere.txt", "--output", tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
 def test_bad_models(llama: Path, tmp_path: Path) -> None:
     assert "no folder /nowhere" in refused("inspect", "/nowhere")
     assert "no model could be loaded" in refused("inspect", tmp_path)
@@ -257,7 +269,7 @@ def test_evaluate_refuses(llama: Path, tmp_path: Path, words: tuple[str, ...], m
 
 def test_a_missing_argument_is_a_usage_error(llama: Path) -> None:
     assert "--lengths" in refused("evaluate", llama, "perplexity", "--text", "topics")
-    assert "TASK" in refused("evaluate", llama, code=2)
+    assert "task" in refused("evaluate", llama, code=2)
 
 
 def test_an_interrupt_says_what_stays(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The command line: inspect, methods, apply, evaluate, demo; every command shows examples under --help."""
+"""The command line; every command shows examples under --help."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
+from pospatch.cli._compare import compare
 from pospatch.cli._input import lengths_for, load, made, options_of, patched, task_names, text_of, tokenizer_of
 from pospatch.cli._show import describe, out, show_rows
+from pospatch.cli._types import AsJson, AutoClass, DataType, ModelPath, Options
 from pospatch.errors import BadOption, PospatchError
 
 __all__ = ["app", "main"]
@@ -27,7 +29,7 @@ class _Commands(TyperGroup):
             typer.echo(f"{type(error).__name__}: {error}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            kept = ctx.invoked_subcommand == "evaluate"  # which keeps finished cells beside its output
+            kept = ctx.invoked_subcommand in ("evaluate", "compare", "search")  # which keep what is finished
             typer.echo("interrupted" + ("; the same command goes on from here" if kept else ""), err=True)
             raise typer.Exit(130) from None
 
@@ -40,16 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Change how an existing transformers model knows the order of its tokens.",
 )
-
-ModelPath = Annotated[
-    str, typer.Argument(help="Folder or Hub repository of a model, or smollm2-135m (from the package registry).")
-]
-AutoClass = Annotated[str, typer.Option("--auto", help="Auto class that loads the model.")]
-Options = Annotated[
-    list[str], typer.Option("--option", "-o", help="Option of the method, NAME=VALUE; repeat for more.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-DataType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16 or float16.")]
 
 
 @app.command()
@@ -179,6 +171,9 @@ def evaluate(
     result = tasks.run(task, loaded, tokenizer, **keywords)
     show_rows(result.rows)
     out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
+
+
+app.command()(compare)
 
 
 @app.command()

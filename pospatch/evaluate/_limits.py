@@ -10,7 +10,7 @@ from torch import nn
 
 from pospatch.errors import BadOption, UnsupportedHost
 
-__all__ = ["available_memory", "forward_memory", "reach", "refuse_too_long"]
+__all__ = ["available_memory", "forward_memory", "reach", "refuse_beyond_memory", "refuse_too_long"]
 
 
 def refuse_too_long(model: Any, length: int) -> None:
@@ -25,6 +25,15 @@ def refuse_too_long(model: Any, length: int) -> None:
             f"{type(model).__name__} reads at most {end} tokens (its table of positions ends there), got length {length}: "
             "apply a method that reaches further, or give smaller lengths"
         )
+    refuse_beyond_memory(model, length)
+
+
+def refuse_beyond_memory(model: Any, length: int) -> None:
+    """Raise where the memory is certainly too small for one forward over `length` tokens.
+
+    Raises:
+        BadOption: saying how much is needed and how much is free.
+    """
     device = model.get_input_embeddings().weight.device
     needed, free = forward_memory(model, length), available_memory(device)
     if free is not None and needed > free:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from pospatch.evaluate._result import Result
 
 __all__ = [
+    "COLOURS",
+    "GREY",
     "draw_changes",
     "draw_correlations",
     "draw_curves",
@@ -27,13 +29,17 @@ __all__ = [
     "draw_speeds",
     "draw_table",
     "figure",
+    "frame",
+    "logarithmic",
+    "plain",
     "plot",
     "save_figure",
+    "tokens",
 ]
 
 # Okabe and Ito's colours, told apart with any colour vision.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GREY = "#666666"
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#666666"
 
 
 def plot(results: Sequence[Result], path: Path) -> Path:
@@ -73,15 +79,15 @@ def draw_changes(results: Sequence[Result]) -> Figure:
         places = [result.lengths.index(row["length"]) + 0.12 * (index - (len(results) - 1) / 2) for row in rows]
         changes, errors = [row["change"] for row in rows], [2 * row["error"] for row in rows]
         axes.errorbar(
-            places, changes, errors, fmt="o", color=_COLOURS[index % len(_COLOURS)], label=result.label, capsize=3
+            places, changes, errors, fmt="o", color=COLOURS[index % len(COLOURS)], label=result.label, capsize=3
         )
-    axes.axhline(0, color=_GREY, lw=1, ls="--")
-    axes.set_xticks(range(len(results[0].lengths)), [_tokens(length) for length in results[0].lengths])
+    axes.axhline(0, color=GREY, lw=1, ls="--")
+    axes.set_xticks(range(len(results[0].lengths)), [tokens(length) for length in results[0].lengths])
     axes.set_xlim(-0.5, len(results[0].lengths) - 0.5)
     axes.set_xlabel("length read (tokens)")
     axes.set_ylabel("change of the loss (nats a token)")
-    axes.set_title(f"{results[0].model['name']}: patched minus {results[0].protocol}", fontsize=10, loc="left")
-    _frame(axes)
+    axes.set_title(f"{plain(results[0].model['name'])}: patched minus {results[0].protocol}", fontsize=10, loc="left")
+    frame(axes)
     axes.legend(frameon=False, fontsize=9)
     return sheet
 
@@ -95,11 +101,11 @@ def draw_speeds(results: Sequence[Result]) -> Figure:
         axes = sheet.add_subplot(1, len(panels), place + 1)
         for index, result in enumerate(results):
             values = [row[name] / unit for row in result.rows]
-            axes.plot(result.lengths, values, "o-", color=_COLOURS[index % len(_COLOURS)], label=result.label, ms=4)
+            axes.plot(result.lengths, values, "o-", color=COLOURS[index % len(COLOURS)], label=result.label, ms=4)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("prompt (tokens)")
         axes.set_title(title, fontsize=10, loc="left")
-        _frame(axes)
+        frame(axes)
     sheet.axes[0].legend(frameon=False, fontsize=9)
     return sheet
 
@@ -109,7 +115,7 @@ def draw_shares(results: Sequence[Result], wanted: str = "rate") -> Figure:
     sheet = figure(6.4, 3.8)
     axes = sheet.add_subplot()
     for index, result in enumerate(results):
-        colour, values = _COLOURS[index % len(_COLOURS)], [row[wanted] for row in result.rows]
+        colour, values = COLOURS[index % len(COLOURS)], [row[wanted] for row in result.rows]
         axes.plot(result.lengths, values, "o-", color=colour, label=result.label, ms=4.5)
         if "low" in result.rows[0]:
             low, high = ([row[end] for row in result.rows] for end in ("low", "high"))
@@ -117,8 +123,8 @@ def draw_shares(results: Sequence[Result], wanted: str = "rate") -> Figure:
     axes.set_ylim(-0.03, 1.03)
     axes.set_xlabel("length (tokens)")
     axes.set_ylabel(wanted)
-    axes.set_title(f"{results[0].model['name']}: {results[0].task.replace('_', ' ')}", fontsize=10, loc="left")
-    _frame(axes)
+    axes.set_title(f"{plain(results[0].model['name'])}: {results[0].task.replace('_', ' ')}", fontsize=10, loc="left")
+    frame(axes)
     axes.legend(frameon=False, fontsize=9)
     return sheet
 
@@ -140,7 +146,7 @@ def draw_table(results: Sequence[Result]) -> Figure:
         for down, row in enumerate(scores):
             for across, value in enumerate(row):
                 axes.text(across, down, f"{value:.2f}", ha="center", va="center", fontsize=9)
-        axes.set_xticks(range(len(result.lengths)), [_tokens(length) for length in result.lengths])
+        axes.set_xticks(range(len(result.lengths)), [tokens(length) for length in result.lengths])
         axes.set_yticks(range(len(names)), names)
         axes.set_title(f"{result.task}, {result.label}", fontsize=10, loc="left")
         axes.tick_params(length=0)
@@ -184,23 +190,24 @@ def draw_perplexity(axes: Axes, results: Sequence[Result]) -> None:
     by_position = results[0].protocol == "by_position"
     for index, result in enumerate(results):
         places, values = _points(result, by_position)
-        axes.plot(places, values, "o-", color=_COLOURS[index % len(_COLOURS)], label=result.label, lw=2, ms=4.5)
+        axes.plot(places, values, "o-", color=COLOURS[index % len(COLOURS)], label=result.label, lw=2, ms=4.5)
     drawn = any(value > 0 for result in results for value in _points(result, by_position)[1])  # a null is no point
     _mark_trained_length(axes, results)
     if drawn:
-        _logarithmic(axes)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tokens(value)))
+        logarithmic(axes)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tokens(value)))
     axes.xaxis.set_major_locator(MultipleLocator(2 ** math.ceil(math.log2(max(results[0].lengths[-1], 8) / 8))))
     axes.set_xlim(left=0)
     axes.set_xlabel("position in the text (tokens)" if by_position else "length read (tokens)")
     axes.set_ylabel("perplexity (log scale)")
     axes.set_title(_title(results[0]), fontsize=10, loc="left")
     axes.grid(axis="y", color="#dddddd", lw=0.6)
-    _frame(axes)
+    frame(axes)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
 
 
-def _logarithmic(axes: Axes) -> None:
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic axis of plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set_yscale("log")
@@ -221,7 +228,7 @@ def draw_passkey(axes: Axes, result: Result) -> None:
         for down, depth in enumerate(depths):
             cell = cells[length, depth]
             axes.text(across, down, f"{cell['right']}/{cell['trials']}", ha="center", va="center", fontsize=9)
-    axes.set_xticks(range(len(result.lengths)), [_tokens(length) for length in result.lengths])
+    axes.set_xticks(range(len(result.lengths)), [tokens(length) for length in result.lengths])
     axes.set_yticks(
         range(len(depths)), ["nothing hidden" if depth is None else f"{100 * depth:.0f} %" for depth in depths]
     )
@@ -246,22 +253,33 @@ def _mark_trained_length(axes: Axes, results: Sequence[Result]) -> None:
     trained = lengths.pop()
     if trained > results[0].lengths[-1]:
         return
-    axes.axvline(trained, color=_GREY, ls="--", lw=1)
+    axes.axvline(trained, color=GREY, ls="--", lw=1)
     axes.annotate(
         f"trained to {trained}", (trained, 0.98), xycoords=("data", "axes fraction"), xytext=(4, 0),
-        textcoords="offset points", fontsize=8, color=_GREY, rotation=90, va="top",
+        textcoords="offset points", fontsize=8, color=GREY, rotation=90, va="top",
     )  # fmt: skip
 
 
 def _title(result: Result) -> str:
     extra = f", last {result.options['k']} tokens" if result.protocol == "last_k" else ""
-    return f"{result.model['name']}: {result.task} {result.protocol.replace('_', ' ')}{extra}"
+    return f"{plain(result.model['name'])}: {result.task} {result.protocol.replace('_', ' ')}{extra}"
 
 
-def _tokens(value: float) -> str:
+def tokens(value: float) -> str:
+    """A number of tokens, in k where it is a multiple of 512.
+
+    >>> tokens(1536)
+    '1.5k'
+    """
     return f"{value / 1024:g}k" if value >= 1024 and value % 512 == 0 else f"{value:g}"
 
 
-def _frame(axes: Axes) -> None:
+def plain(words: str) -> str:
+    """Words in which matplotlib sees no formula."""
+    return words.replace("$", r"\$")
+
+
+def frame(axes: Axes) -> None:
+    """No lines above and at the right."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

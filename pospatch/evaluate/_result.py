@@ -14,7 +14,7 @@ from typing import Any
 
 from pospatch.errors import BadOption, UnsupportedHost
 
-__all__ = ["Cells", "Result", "compare", "describe_model", "write_json"]
+__all__ = ["Cells", "Result", "compare", "describe_model", "write_json", "write_text"]
 
 _PACKAGES = ("pospatch", "torch", "transformers", "tokenizers")
 
@@ -95,10 +95,23 @@ def compare(results: Sequence[Result], path: str | os.PathLike[str]) -> tuple[Pa
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write strict JSON atomically: a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_text(path, json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> Path:
+    """Write a text file atomically.
+
+    Raises:
+        BadOption: it cannot be written: the disk is full, or the folder is not ours.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(content, encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise BadOption(f"{path} cannot be written: {error.strerror}; what was finished before is kept") from error
     return path
 
 
@@ -128,7 +141,8 @@ class Cells:
     def __setitem__(self, cell: str, value: Any) -> None:
         self.done[cell] = value
         if self.path is not None:
-            write_json(self.path, {"run": self.key, "cells": self.done})
+            # not strict: a loss may be NaN, and only this class reads the file
+            write_text(self.path, json.dumps({"run": self.key, "cells": self.done}))
 
     def finish(self) -> None:
         """Remove the file: the run is complete."""
