@@ -18,6 +18,7 @@ from pospatch.checkpoint._load import HUB
 from pospatch.checkpoint._own import save_own
 from pospatch.checkpoint._save import TENSORS
 from pospatch.checkpoint.adapter import make_record, put_on, read_json, read_own
+from pospatch.engine.rotation import FrequencyModule
 from pospatch.errors import AlreadyPatched, CheckpointError
 
 __all__ = ["load_peft", "unwatch", "watch"]
@@ -111,9 +112,12 @@ def watch(model: Any) -> None:
     from pospatch.api import patch_of
 
     patch = patch_of(model)
-    if patch is not None and patch.found is not None and patch.found.attention:
-        first = next(iter(patch.found.attention.values()))
-        vars(model)[WATCH] = first.register_forward_pre_hook(Watcher(model))
+    if patch is None or patch.found is None:
+        return
+    ours = (module for module in model.modules() if isinstance(module, FrequencyModule))
+    called = next(ours, None) or next(iter(patch.found.attention.values()), None)
+    if called is not None:  # a module that every forward reaches, one of ours where there is one
+        vars(model)[WATCH] = called.register_forward_pre_hook(Watcher(model))
 
 
 def unwatch(model: Any) -> None:
