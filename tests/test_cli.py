@@ -16,7 +16,7 @@ from pospatch import inspection, registry
 from pospatch.cli import app
 from tests import tiny
 
-COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "demo"]
+COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "bench", "demo"]
 
 
 def run(*words: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command line: inspect, methods, apply, evaluate, demo; every command shows examples under --help."""
+"""The command line: inspect, methods, apply, evaluate, bench, demo; every command shows examples under --help."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
+from pospatch.cli._bench import bench
 from pospatch.cli._input import lengths_of, load, made, options_of, patched, text_of, tokenizer_of
 from pospatch.cli._show import describe, out, show_rows
 from pospatch.errors import BadOption, PospatchError, suggest
@@ -180,6 +181,9 @@ def evaluate(
     result = tasks.run(task, loaded, tokenizer, **keywords)
     show_rows(result.rows)
     out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
+
+
+app.command()(bench)
 
 
 @app.command()
