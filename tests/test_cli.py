@@ -16,7 +16,7 @@ from pospatch import inspection, registry
 from pospatch.cli import app
 from tests import tiny
 
-COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "compare", "demo"]
+COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "bench", "compare", "demo"]
 
 
 def run(*words: Any) -> Any:
@@ -197,7 +197,18 @@ def test_short_guard_needs_no_lengths(llama: Path, tmp_path: Path) -> None:
 
 
 def test_compare(llama: Path, tmp_path: Path) -> None:
-    words = ("compare", llama, "--methods", "yarn:factor=2,dca", "--lengths", "16,64", "--text", "topics", "--windows", "2")
+    words = (
+        "compare",
+        llama,
+        "--methods",
+        "yarn:factor=2,dca",
+        "--lengths",
+        "16,64",
+        "--text",
+        "topics",
+        "--windows",
+        "2",
+    )
     shown = said(*words, "--output", tmp_path / "c")
     assert "yarn factor=2" in shown
     assert "unpatched" in shown

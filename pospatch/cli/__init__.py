@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
+from pospatch.cli._bench import bench
 from pospatch.cli._compare import compare
 from pospatch.cli._input import lengths_for, load, made, options_of, patched, task_names, text_of, tokenizer_of
 from pospatch.cli._show import describe, out, show_rows
@@ -173,6 +174,7 @@ def evaluate(
     out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
 
 
+app.command()(bench)
 app.command()(compare)
 
 

@@ -1,0 +1,103 @@
+"""A cell as a function that does its work once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from pospatch.bench._cell import SHAPES, Cell
+from pospatch.errors import BadOption, suggest
+
+__all__ = ["build", "make_model"]
+
+Work = Callable[[], object]
+
+
+def build(cell: Cell, longest: int | None = None) -> Work:
+    """The work of a cell, with everything it needs already made; `longest` where a model must reach further."""
+    if cell.level == "attention":
+        from pospatch.bench._layer import layer_work
+
+        return layer_work(cell)
+    return _model_work(cell, _model(cell, max(cell.length, longest or 0)))
+
+
+def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
+    """A model of a named shape with random weights, long enough for `length`; or a real one."""
+    import transformers
+
+    import pospatch
+    from pospatch import assets
+
+    kind = getattr(torch, dtype)
+    if name not in SHAPES:
+        if "/" not in name and name != "smollm2-135m":
+            known = ", ".join((*SHAPES, "smollm2-135m"))
+            raise BadOption(f"bench: no shape {name!r}.{suggest(name, SHAPES)} Give {known}, a folder or a repository")
+        if layers is not None:
+            raise BadOption(f"bench: layers={layers} goes with a named shape, and {name} is a real model")
+        return pospatch.from_pretrained(transformers.AutoModelForCausalLM, assets.model(name), dtype=kind)
+    config = getattr(transformers, SHAPES[name][0])(**SHAPES[name][1])
+    if layers is not None:
+        config.num_hidden_layers = layers
+    config.max_position_embeddings = max(config.max_position_embeddings, length + 8)
+    for option in ("attn_pdrop", "resid_pdrop", "embd_pdrop"):
+        if hasattr(config, option):
+            setattr(config, option, 0.0)
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config, dtype=kind)
+
+
+def _model(cell: Cell, length: int) -> Any:
+    import pospatch
+
+    if cell.peer is not None:
+        from pospatch.bench._peers import PEERS
+
+        return PEERS[cell.peer].model(cell, length)
+    model = make_model(cell.model, cell.layers, length, cell.dtype).to(cell.device)
+    if cell.method is not None:
+        pospatch.apply(model, cell.method.split("+"), **cell.options)
+        if cell.form == "reference":
+            model.set_attn_implementation("eager")
+    return model.train() if cell.work == "train" else model.eval()
+
+
+def _model_work(cell: Cell, model: Any) -> Work:
+    torch.manual_seed(1)
+    ids = torch.randint(5, model.config.vocab_size, (cell.batch, cell.length), device=cell.device)
+    if cell.work == "train":
+        return lambda: _train(model, ids)
+    if cell.work == "decode":
+        return _decoding(cell, model, ids)
+
+    @torch.no_grad()
+    def prefill() -> None:
+        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+
+    return prefill
+
+
+def _train(model: Any, ids: torch.Tensor) -> None:
+    model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def _decoding(cell: Cell, model: Any, ids: torch.Tensor) -> Work:
+    """One token after a cache of `length` keys: read in chunks once, cut back after each step."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        for start in range(0, cell.length, 1024):
+            model(input_ids=ids[:, start : start + 1024], past_key_values=cache, logits_to_keep=1)
+    token = ids[:, :1]
+
+    @torch.no_grad()
+    def step() -> None:
+        model(input_ids=token, past_key_values=cache)
+        cache.crop(-1)
+
+    return step

@@ -1,0 +1,139 @@
+"""Runs the cells of a benchmark and collects their rows."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pospatch.bench._build import build, make_model
+from pospatch.bench._cell import SHAPES, Cell, method_of
+from pospatch.bench._layer import has_reference
+from pospatch.bench._memory import peak
+from pospatch.bench._peers import peers_of
+from pospatch.bench._report import Report
+from pospatch.bench._timing import CLOCKS, alternate, ratio
+from pospatch.errors import BadOption, suggest
+from pospatch.evaluate._progress import bar
+
+__all__ = ["bench"]
+
+MATRICES = 4  # whole (heads, query, key) float32 matrices that a reference form holds at once, about
+
+
+def bench(
+    model: str,
+    methods: Sequence[str],
+    *,
+    works: Sequence[str] = ("prefill",),
+    lengths: Sequence[int] = (512, 1024, 2048),
+    level: str = "model",
+    repeats: int = 5,
+    clock: str = "wall",
+    memory: bool = True,
+    reference: bool = True,
+    reference_limit: float = 4.0,
+    peers: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
+    batch: int = 1,
+    layers: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Measure methods on a model at growing lengths.
+
+    Args:
+        model: a named shape (see SHAPES) with random weights, a folder or a Hub repository.
+        methods: such as "alibi", "rope+yarn:factor=2".
+        works: of prefill, decode, train.
+        lengths: in tokens.
+        level: "model" runs the whole model; "attention" the attention of one layer, where differences are largest.
+        repeats: measured rounds; in each, everything that is compared runs once.
+        clock: "wall", or "cpu" for the processor time of this process, which other processes disturb less.
+        memory: also measure peak memory, each cell in a process of its own.
+        reference: also run the form that holds whole matrices: at the level of attention as the methods' authors write
+            it, on a model its eager attention.
+        reference_limit: GiB of whole matrices beyond which the reference is left out, which its rows then say.
+        peers: also run other people's code for the same method, where it is installed.
+        layers: of a named shape, fewer than its own to save time.
+
+    Raises:
+        BadOption: an unknown work, level, clock, shape or method, or a method that does not act at that level.
+    """
+    if clock not in CLOCKS:
+        raise BadOption(f"bench: clock={clock!r}.{suggest(clock, CLOCKS)} It is one of {', '.join(CLOCKS)}")
+    if repeats < 1 or not methods or not works or not lengths:
+        raise BadOption("bench: needs repeats of at least 1, and at least one method, work and length")
+    cells = [
+        Cell(
+            model=model, work=work, length=length, method=name, options=options, level=level, dtype=dtype,
+            device=device, batch=batch, layers=layers,
+        )
+        for work, (name, options), length in itertools.product(works, map(method_of, methods), sorted(lengths))
+    ]  # fmt: skip
+    rows = []
+    steps = len(cells) * (repeats + 1 + int(memory))
+    with bar("bench", steps, progress) as advance:
+        for cell in cells:
+            compared, note = _compared(cell, reference, reference_limit, peers)
+            rows.append(_row(cell, compared, note, repeats, clock, memory, advance))
+    return Report.of(rows, model=model, level=level, clock=clock, repeats=repeats, dtype=dtype, device=device)
+
+
+def _compared(cell: Cell, reference: bool, limit: float, peers: bool) -> tuple[dict[str, Cell], str]:
+    """What runs beside each other, by name, and why something does not."""
+    found, note = {"ours": cell, "plain": replace(cell, method=None, options={}, form="plain")}, ""
+    if cell.level == "attention":  # what is plain depends on whether the method re-indexes a rotation
+        found["plain"] = replace(cell, form="plain")
+    if reference and has_reference(cell):
+        size = _matrices(cell)
+        if size <= limit:
+            found["reference"] = replace(cell, form="reference")
+        else:
+            note = f"reference not run: whole matrices of about {size:.1f} GiB, above {limit:g}"
+    if peers and cell.level == "model":
+        found |= {name: replace(cell, method=None, options={}, peer=name) for name in peers_of(cell)}
+    return found, note
+
+
+def _matrices(cell: Cell) -> float:
+    with torch.device("meta"):
+        config = make_model(cell.model, 1 if cell.model in SHAPES else None, 16, cell.dtype).config.get_text_config()
+    return MATRICES * cell.batch * config.num_attention_heads * cell.length**2 * 4 / 2**30
+
+
+def _row(
+    cell: Cell,
+    compared: dict[str, Cell],
+    note: str,
+    repeats: int,
+    clock: str,
+    memory: bool,
+    advance: Callable[[], None],
+) -> dict[str, Any]:
+    ran = 0
+
+    def step() -> None:
+        nonlocal ran
+        ran += 1
+        if ran % len(compared) == 0:
+            advance()
+
+    row: dict[str, Any] = {"work": cell.work, "method": cell.method, "options": cell.options, "length": cell.length}
+    works = {name: build(each) for name, each in compared.items()}
+    times = alternate(works, repeats=repeats, clock=clock, device=cell.device, step=step)
+    del works
+    gc.collect()
+    row["seconds"] = {name: ratio(each, [1.0] * len(each)).median for name, each in times.items()}
+    row["time_ratio"] = {name: vars(ratio(times["ours"], each)) for name, each in times.items() if name != "ours"}
+    if memory:
+        row["peak_bytes"] = {name: peak(each) for name, each in compared.items()}
+        row["peak_ratio"] = {
+            name: row["peak_bytes"]["ours"] / max(1, size) for name, size in row["peak_bytes"].items() if name != "ours"
+        }
+        advance()
+    return {**row, "note": note}
