@@ -115,9 +115,9 @@ def watch(model: Any) -> None:
     if patch is None or patch.found is None:
         return
     ours = (module for module in model.modules() if isinstance(module, FrequencyModule))
-    called = next(ours, None) or next(iter(patch.found.attention.values()), None)
-    if called is not None:  # a module that every forward reaches, one of ours where there is one
-        vars(model)[WATCH] = called.register_forward_pre_hook(Watcher(model))
+    rotary = next(ours, None) or next(iter(patch.found.rotary.values()), None)
+    called = rotary if rotary is not None else next(iter(patch.found.attention.values()))
+    vars(model)[WATCH] = called.register_forward_pre_hook(Watcher(model))  # every forward reaches it
 
 
 def unwatch(model: Any) -> None:
