@@ -34,6 +34,7 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("swin2sr",),
      {"image_size": 16, "patch_size": 1, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
     (("gpt_neox", "gpt_neox_japanese"), {"hidden_size": 64, "rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}}),
+    (("stablelm",), {"head_dim": 16, "hidden_size": 64, "partial_rotary_factor": 0.5}),
     (("helium",), {"head_dim": 8}),
     (("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4, "context_length": 16}),
     (("gpt_neo",), {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 6}),

@@ -20,6 +20,10 @@ REFUSALS: tuple[Refusal, ...] = (
         families=("squeezebert",),
     ),
     Refusal(
+        reason="convolutions inside its attention keep an order that cannot be cleared",
+        families=("zaya",),
+    ),
+    Refusal(
         reason="it has no attention: order comes from recurrence",
         families=("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
     ),
