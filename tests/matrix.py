@@ -8,6 +8,7 @@ pospatch says that it does not fit, applying must raise, saying why, and leave e
 
 from __future__ import annotations
 
+import gc
 import json
 import tempfile
 import warnings
@@ -28,6 +29,7 @@ from pospatch.errors import PospatchError
 from pospatch.hosts import host_of, refusal_of
 from tests import families
 from tests.families import Variant
+from tests.family_exceptions import LARGE
 
 METHODS: dict[str, dict[str, Any]] = {  # one of each kind and of each way of acting
     "nope": {},
@@ -270,6 +272,40 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 2e-3 * b.std().clamp(min=1e-2))
 
 
+def everyone() -> list[Variant]:
+    """All variants that are asked."""
+    return [variant for variant in families.variants() if str(variant) not in LARGE]
+
+
 def save(results: list[Result]) -> None:
     """Write the answers where the support table is made from."""
     RESULTS.write_text(json.dumps([asdict(result) for result in results], indent=0, ensure_ascii=False) + "\n")
+
+
+def saved_results() -> list[Result]:
+    """The answers of the last whole run."""
+    return [Result(**item) for item in json.loads(RESULTS.read_text(encoding="utf-8"))]
+
+
+def main() -> None:
+    """Ask every family and write the answers and the table: `python -m tests.matrix`."""
+    from tests import support
+
+    results, broken = [], []
+    for variant in everyone():
+        try:
+            results.append(examine(variant))
+            print(results[-1].status, variant, flush=True)
+        except Exception as error:  # noqa: BLE001  one broken family must not hide the next
+            broken.append(f"{variant}: {_short(error)}")
+            print("BROKEN", broken[-1], flush=True)
+        gc.collect()
+    if broken:
+        raise SystemExit(f"{len(broken)} variants are broken; nothing was written")
+    save(results)
+    support.write()
+    print(f"{sum(result.status == 'passes' for result in results)} of {len(results)} variants pass")
+
+
+if __name__ == "__main__":
+    main()
