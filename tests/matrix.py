@@ -279,7 +279,11 @@ def everyone() -> list[Variant]:
 
 def save(results: list[Result]) -> None:
     """Write the answers where the support table is made from."""
-    RESULTS.write_text(json.dumps([asdict(result) for result in results], indent=0, ensure_ascii=False) + "\n")
+    plain = [asdict(result) for result in results]
+    for item in plain:
+        item["methods"] = {name: said for name, said in item["methods"].items() if said.startswith("holds")}
+    lines = ",\n".join(json.dumps(item, ensure_ascii=False) for item in plain)
+    RESULTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def saved_results() -> list[Result]:

@@ -46,6 +46,21 @@ def others(results: list[Result], status: str) -> str:
     return "\n".join(rows)
 
 
+def summary() -> str:
+    """Counts by wiring, for the README."""
+    results = saved_results()
+    passes = [result for result in results if result.status == "passes"]
+    wirings = Counter(result.wiring for result in passes)
+    refused = sum(result.status == "refused" for result in results)
+    by_wiring = "; ".join(f"{wiring} {count}" for wiring, count in wirings.most_common())
+    return (
+        f"The matrix test builds {len(results)} variants (a class of a family) tiny from their configs: **{len(passes)} pass** "
+        f"every check, {refused} are refused with a reason, the others cannot be built from "
+        "a config alone. "
+        f"By wiring: {by_wiring}. Each with its methods, or its reason: [SUPPORT.md](SUPPORT.md).\n"
+    )
+
+
 def markdown() -> str:
     """The whole page."""
     results = saved_results()
