@@ -221,9 +221,8 @@ def loud(model: Any, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for _, value in model.named_parameters():
-            if (
-                value.dim() > 1 and value.dtype.is_floating_point and value.requires_grad
-            ):  # fixed tables stay what they are
+            fixed = not value.requires_grad and bool(value.any())  # tables of sines stay what they are
+            if value.dim() > 1 and value.dtype.is_floating_point and not fixed:
                 size = 0.25 if value.dim() == 2 else 0.15
                 value.copy_(torch.randn(value.shape, generator=generator) * size)
 

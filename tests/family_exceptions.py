@@ -34,6 +34,7 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("swin2sr",),
      {"image_size": 16, "patch_size": 1, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 2]}),
     (("gpt_neox", "gpt_neox_japanese"), {"hidden_size": 64, "rope_parameters": {**_PLAIN, "partial_rotary_factor": 0.5}}),
+    (("stablelm",), {"head_dim": 16, "hidden_size": 64, "partial_rotary_factor": 0.5}),
     (("helium",), {"head_dim": 8}),
     (("autoformer", "informer", "time_series_transformer"), {"prediction_length": 4, "context_length": 16}),
     (("gpt_neo",), {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 6}),
@@ -77,3 +78,14 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
 )  # fmt: skip
 
 EXCEPTIONS: dict[str, dict[str, Any]] = {family: fields for families, fields in GROUPS for family in families}
+
+# Variants whose sizes are not in fields that every config has: what is built is no tiny model (over 20 million parameters, or
+# 20 seconds to build). They are not asked.
+LARGE: frozenset[str] = frozenset((
+    "align-base", "bit-base", "blt-causal", "clap-base", "convnext-base", "convnextv2-base", "dinov3_convnext-base",
+    "edgetam_video-base", "efficientnet-base", "evolla-composite", "janus-composite", "luke-masked", "perceiver-masked",
+    "pp_doclayout_v3-base", "pp_doclayout_v4-base", "resnet-base", "rt_detr-base", "rt_detr_v2-base", "sam2-base",
+    "sam2_hiera_det_model-base", "sam2_video-base", "sam2_vision_model-base", "tvp-base", "vibevoice-base",
+    "vibevoice_acoustic_tokenizer-base", "vibevoice_acoustic_tokenizer_decoder-base",
+    "vibevoice_acoustic_tokenizer_encoder-base", "vibevoice_asr-seq2seq", "vjepa2-base",
+))  # fmt: skip

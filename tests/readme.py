@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from pospatch.inspection import catalogue_markdown, hosts_markdown
+from tests import support
 
 README = Path(__file__).parent.parent / "README.md"
-TABLES = {"methods": catalogue_markdown, "hosts": hosts_markdown}
+TABLES = {"methods": catalogue_markdown, "hosts": hosts_markdown, "support": support.summary}
 
 
 def updated(text: str) -> str:

@@ -130,7 +130,10 @@ def counted(mask: Any, length: int, seen: Any, device: torch.device) -> Tensor:
     """
     if torch.is_tensor(mask) and mask.dim() == 4 and mask.shape[-2:] == (length, length):
         own = mask[:, 0].diagonal(dim1=1, dim2=2)
-        real = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+        inverted = (
+            mask[0, 0, 0, -1] & ~mask[0, 0, -1, -1] if own.dtype == torch.bool else False
+        )  # True is what is hidden
+        real = own ^ inverted if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
         return (real.long().cumsum(1) - 1).clamp(min=0)
     return (torch.arange(length, device=device) + seen)[None]
 

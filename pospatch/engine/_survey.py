@@ -160,6 +160,10 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
             raise UnsupportedHost(
                 f"{path} ({type(module).__name__}) {how}, so nothing positional can reach it; {type(model).__name__} is refused"
             )
+    if max(facts.length for facts in watch.seen.values()) < 2:
+        raise UnsupportedHost(
+            f"{type(model).__name__} makes a single token of its small input, which shows nothing of positions; it is refused"
+        )
     for path in sites.own:
         if path in watch.seen:
             watch.seen[path] = replace(

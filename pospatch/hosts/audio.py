@@ -39,7 +39,7 @@ AUDIO: tuple[Host, ...] = (
     Host(
         wiring="whisper encoder",
         families=(
-            "audioflamingo3_encoder", "glmasr_encoder", "mimi_encoder", "qwen2_audio_encoder", "qwen3_asr_encoder",
+            "audioflamingo3_encoder", "glmasr_encoder", "qwen2_audio_encoder", "qwen3_asr_encoder",
             "qwen3_omni_moe_audio_encoder", "voxtral_encoder",
         ),
         table=("embed_positions",),

@@ -26,7 +26,7 @@ DECODERS: tuple[Host, ...] = (
         families=(
             "bamba", "falcon_h1", "granitemoehybrid", "jamba", "kimi_linear", "lfm2", "lfm2_moe", "lfm3", "minimax",
             "nemotron_h", "olmo_hybrid", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text", "qwen3_next",
-            "recurrent_gemma", "zamba", "zamba2", "zaya",
+            "recurrent_gemma", "zamba", "zamba2",
         ),
         order=RECURRENT,
         note="recurrent, linear or convolutional layers keep an order of their own",

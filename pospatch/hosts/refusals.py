@@ -20,6 +20,14 @@ REFUSALS: tuple[Refusal, ...] = (
         families=("squeezebert",),
     ),
     Refusal(
+        reason="its keys are patches merged by a convolution, fewer than its queries, so the two share no axis of positions",
+        families=("segformer",),
+    ),
+    Refusal(
+        reason="convolutions inside its attention keep an order that cannot be cleared",
+        families=("zaya",),
+    ),
+    Refusal(
         reason="it has no attention: order comes from recurrence",
         families=("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
     ),

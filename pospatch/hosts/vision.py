@@ -65,10 +65,4 @@ VISION: tuple[Host, ...] = (
         order="windows and merged patches",
         note="windows keep an order of their own",
     ),
-    Host(
-        wiring="segformer",
-        families=("segformer",),
-        order="overlapping patches and convolutions",
-        note="no positions but those of its convolutions",
-    ),
 )  # fmt: skip
