@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pospatch._on_import import when_imported
 
 if TYPE_CHECKING:
+    from pospatch.advice import advise
     from pospatch.api import apply, remove
     from pospatch.checkpoint import from_pretrained
     from pospatch.errors import PospatchError
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "advise": "pospatch.advice",
     "apply": "pospatch.api",
     "remove": "pospatch.api",
     "inspect": "pospatch.inspection",
@@ -44,6 +46,7 @@ _NAMES = {
 __all__ = [
     "PospatchError",
     "__version__",
+    "advise",
     "apply",
     "from_pretrained",
     "hosts",
