@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 from pospatch._on_import import when_imported
 
 if TYPE_CHECKING:
-    from pospatch.advice import advise
     from pospatch.api import apply, remove
     from pospatch.checkpoint import from_pretrained
     from pospatch.errors import PospatchError

@@ -116,6 +116,8 @@ def test_warnings():
     assert "vLLM" in warned(tiny.build("llama"))
     assert "short texts" in warned(tiny.build("llama"))
     assert "vLLM" not in warned(tiny.build("gpt2"))
+    assert "short_guard" in warned(tiny.build("llama"))
+    assert "pair_ranking" in warned(tiny.build("bert"))
 
 
 @pytest.mark.parametrize("host", ["llama", "gemma3"])

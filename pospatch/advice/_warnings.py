@@ -54,7 +54,7 @@ def warnings(facts: Facts, length: int, found: tuple[Suggestion, ...]) -> tuple[
         _scaled_already(facts),
         _sliding(facts, length),
         _precision(facts),
-        _short_context(names),
+        _short_context(names, facts),
         _engines(names, facts),
     )
     return tuple(each for each in checks if each)
@@ -99,12 +99,14 @@ def _precision(facts: Facts) -> str | None:
     )
 
 
-def _short_context(names: set[str]) -> str | None:
+def _short_context(names: set[str], facts: Facts) -> str | None:
     if not names & {"yarn", "longrope", "grouped"}:
         return None
+    known = " (15 to 20 % were reported for YaRN on agent tasks, vllm issue 18728)" if "yarn" in names else ""
+    task = "short_guard" if facts.causal else "pair_ranking"
     return (
-        "a fixed scaling changes short texts too (15 to 20 % were reported for YaRN on agent tasks, vllm issue 18728): measure "
-        "with `pospatch evaluate MODEL short_guard --method ...`, and patch only where long texts are read"
+        f"a fixed scaling changes short texts too{known}: measure with `pospatch evaluate MODEL {task} --method ...`, and patch "
+        "only where long texts are read"
     )
 
 

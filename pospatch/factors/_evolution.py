@@ -73,7 +73,7 @@ class Evolution:
     def _children(self, parents: list[tuple[Candidate, float]], most: float, chance: random.Random) -> list[Candidate]:
         pool = [candidate for candidate, _ in parents]
         mutated = [self._mutated(chance.choice(pool), most, chance) for _ in range(self.mutations)]
-        mixed = [self._mixed(*chance.choices(pool, k=2), chance) for _ in range(self.crossovers)]
+        mixed = [self._mixed(chance.choice(pool), chance.choice(pool), chance) for _ in range(self.crossovers)]
         return mutated + mixed
 
     def _mutated(self, parent: Candidate, most: float, chance: random.Random) -> Candidate:
