@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _NAMES = {
+    "advise": "pospatch.advice",
     "apply": "pospatch.api",
     "remove": "pospatch.api",
     "inspect": "pospatch.inspection",
@@ -44,6 +45,7 @@ _NAMES = {
 __all__ = [
     "PospatchError",
     "__version__",
+    "advise",
     "apply",
     "from_pretrained",
     "hosts",

@@ -16,7 +16,7 @@ from pospatch import inspection, registry
 from pospatch.cli import app
 from tests import tiny
 
-COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "bench", "compare", "demo"]
+COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "bench", "compare", "advise", "search", "demo"]
 
 
 def run(*words: Any) -> Any:
@@ -217,6 +217,28 @@ def test_compare(llama: Path, tmp_path: Path) -> None:
     assert "Did you mean 'yarn'" in refused(*words[:3], "yran", *words[4:], "--output", tmp_path / "d")
     assert "no text and no file" in refused(*words[:7], "nowhere.txt", "--output", tmp_path / "d")
     assert not (tmp_path / "d").exists()
+
+
+def test_advise(llama: Path, tmp_path: Path) -> None:
+    assert "pospatch.apply(model, 'yarn', factor=2.0)" in said("advise", llama, "--length", 2 * tiny.LENGTH)
+    advice = json.loads(said("advise", llama, "--length", 64, "--json"))
+    assert advice == pospatch.advise(AutoModelForCausalLM.from_pretrained(llama), 64).to_dict()
+    assert "no folder" in refused("advise", "/nowhere", "--length", 64)
+    assert "no config" in refused("advise", tmp_path, "--length", 64)
+    assert "positive" in refused("advise", llama, "--length", 0)
+
+
+def test_search(llama: Path, tmp_path: Path) -> None:
+    words = ("search", llama, "--length", 400, "--text", "topics", "--needles", "1", "--population", "4", "--generations", "1",
+             "--mutations", "1", "--crossovers", "1", "--parents", "2")  # fmt: skip
+    shown = said(*words, "--evaluations", "3", "--output", tmp_path / "f")
+    assert "goes on from here" in shown
+    assert "all generations" in said(*words, "--output", tmp_path / "f")
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert found["complete"]
+    assert len(found["long_factor"]) == 4
+    assert "above the trained length" in refused(*words[:3], "20", *words[4:], "--output", tmp_path / "g")
+    assert not (tmp_path / "g.json").exists()
 
 
 def test_bad_models(llama: Path, tmp_path: Path) -> None:

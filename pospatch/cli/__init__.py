@@ -10,9 +10,11 @@ import typer
 from rich.table import Table
 from typer.core import TyperGroup
 
+from pospatch.cli._advise import advise
 from pospatch.cli._bench import bench
 from pospatch.cli._compare import compare
 from pospatch.cli._input import lengths_for, load, made, options_of, patched, task_names, text_of, tokenizer_of
+from pospatch.cli._search import search
 from pospatch.cli._show import describe, out, show_rows
 from pospatch.cli._types import AsJson, AutoClass, DataType, ModelPath, Options
 from pospatch.errors import BadOption, PospatchError
@@ -176,6 +178,8 @@ def evaluate(
 
 app.command()(bench)
 app.command()(compare)
+app.command()(advise)
+app.command()(search)
 
 
 @app.command()

@@ -37,9 +37,9 @@ def load(path: str | None, auto: str, dtype: str, also: Sequence[str] = ()) -> A
         raise BadOption(f"--auto={auto} must name an AutoModel class of transformers, e.g. AutoModelForCausalLM")
     if dtype not in _DTYPES:
         raise BadOption(f"--dtype={dtype} must be one of {', '.join(_DTYPES)}")
-    _check_folder(path)
+    check_folder(path)
     try:
-        return pospatch.from_pretrained(auto_class, _resolved(path), dtype=dtype).eval()
+        return pospatch.from_pretrained(auto_class, resolved(path), dtype=dtype).eval()
     except PospatchError:
         raise
     except (OSError, ValueError) as error:
@@ -54,7 +54,7 @@ def tokenizer_of(path: str, needed: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(_resolved(path))
+        return AutoTokenizer.from_pretrained(resolved(path))
     except (OSError, ValueError) as error:
         if needed:
             raise BadOption(
@@ -64,13 +64,14 @@ def tokenizer_of(path: str, needed: bool = False) -> Any:
         return None
 
 
-def _check_folder(path: str | None) -> None:
+def check_folder(path: str | None) -> None:
     """A path that cannot be a repository gets a plain message instead of the Hub's."""
     if path is not None and path.startswith(("/", "./", "../", "~")) and not Path(path).expanduser().is_dir():
         raise BadOption(f"there is no folder {path}; give a folder with a model, or a Hub repository")
 
 
-def _resolved(path: str | None) -> Any:
+def resolved(path: str | None) -> Any:
+    """A folder or repository: a home folder written out, a named asset fetched."""
     from pospatch import assets
 
     if path is None or not path.startswith("~"):

@@ -32,7 +32,8 @@ def _curves(axes: Axes, content: dict[str, Any], colours: dict[str, str]) -> Non
         values = [float("nan") if row["perplexity"] is None else row["perplexity"] for row in each["rows"]]
         drawn = drawn or any(value > 0 for value in values)
         style = "o--" if each["label"] == CONTROL else "o-"
-        axes.plot(lengths, values, style, color=colours[each["label"]], label=plain(each["label"]), lw=2, ms=4.5)
+        axes.plot(lengths, values, style, color=colours[each["label"]], label=plain(each["label"]), lw=2, ms=4.5,
+                  zorder=3 if each["label"] == CONTROL else 2)  # fmt: skip
     if drawn:
         logarithmic(axes)
     axes.set_xscale("log", base=2)

@@ -21,13 +21,15 @@ h1{font-size:1.5rem;line-height:1.25;margin:0 0 .25rem}h2{font-size:1.1rem;margi
 p{margin:.5rem 0}.soft{color:var(--soft)}.wide{overflow-x:auto;border:1px solid var(--line);border-radius:.4rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{font-weight:600;font-size:.85rem;color:var(--soft)}tr:last-child td{border-bottom:0}
+th{font-weight:600;font-size:.85rem;color:var(--soft);white-space:normal;vertical-align:bottom}
+tr:last-child td{border-bottom:0}
 td:nth-child(2),th:nth-child(2){text-align:left;white-space:normal;min-width:9rem}
 tr.best td{background:var(--best)}tr.control td{color:var(--soft);font-style:italic}
-img{display:block;width:100%;height:auto;background:#fff;border-radius:.4rem}
+img{display:block;width:100%;min-width:40rem;height:auto;background:#fff}
 pre{overflow-x:auto;padding:.75rem;border:1px solid var(--line);border-radius:.4rem;font-size:.8rem}
 dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1rem;margin:.5rem 0}dt{color:var(--soft)}dd{margin:0}
-@media (max-width:30rem){dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}body{padding:1rem .75rem 2rem}}
+@media (max-width:30rem){th,td{padding:.4rem .5rem}
+td:nth-child(2),th:nth-child(2){min-width:7rem}dl{grid-template-columns:1fr}dd{margin-bottom:.4rem}body{padding:1rem .75rem 2rem}}
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
@@ -72,8 +74,8 @@ def _notes(content: dict[str, Any]) -> list[str]:
         "a length). Windows of every length end at the same tokens, so only the context differs.",
         "Ranked by perplexity at the longest length. The change is that of the perplexity against the unpatched model at a "
         "length it knew, on the same tokens, with twice the standard error over tokens.",
-        "Time and memory are those of one forward at the longest length, as multiples of the unpatched model's, on this "
-        "machine and what else ran on it.",
+        "Time (the fastest window) and memory are those of one forward at the longest length, as multiples of the unpatched "
+        "model's, on this machine and what else ran on it.",
     ]
     if any(each["needs"] == "training" for each in entries):
         notes.append("Methods marked (untrained) need training; here they stand on the pretrained weights as they are.")
@@ -130,8 +132,8 @@ def html(content: dict[str, Any], picture: bytes) -> str:
         f"<h1>{name}: positional methods compared</h1><p class=soft>{escape(_lead(content))}</p>"
         f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         f"<h2>Perplexity by length, and the change at a known length</h2>"
-        "<img alt='Left: perplexity by length. Right: change of the loss at a known length.' "
-        f"src='data:image/png;base64,{image}'>"
+        "<div class=wide><img alt='Left: perplexity by length. Right: change of the loss at a known length.' "
+        f"src='data:image/png;base64,{image}'></div>"
         f"<h2>How it was measured</h2>{notes}<dl>{facts}</dl>"
         f"<details><summary>All numbers (JSON)</summary><pre>{data}</pre></details></body></html>\n"
     )

@@ -48,7 +48,7 @@ class Table:
 
     @property
     def rows(self) -> int:
-        return self.matrix().shape[0] - self.offset
+        return self.weight.numel() // self.weight.shape[-1] - self.offset  # its shape is there on the meta device too
 
     def matrix(self) -> Tensor:
         """All rows, (offset + rows, width), whatever the tensor's leading dimensions."""

@@ -20,7 +20,7 @@ from pospatch.evaluate._progress import bar
 from pospatch.evaluate._result import Cells, Result, describe_model
 from pospatch.evaluate._tokens import encode
 
-__all__ = ["PROTOCOLS", "Question", "Reader", "depth_list", "grid", "question_and_answer", "wilson"]
+__all__ = ["PROTOCOLS", "Builder", "Question", "Reader", "depth_list", "grid", "question_and_answer", "wilson"]
 
 PROTOCOLS = {
     "forced": "one forward over prompt and answer: right when every token of it is the most likely one (greedy decoding)",

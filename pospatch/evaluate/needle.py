@@ -10,10 +10,10 @@ from typing import Any
 from pospatch.errors import BadOption
 from pospatch.evaluate._plot import draw_heatmaps as draw
 from pospatch.evaluate._result import Result
-from pospatch.evaluate._retrieval import PROTOCOLS, Question, depth_list, grid, question_and_answer
-from pospatch.evaluate._tokens import encode, positive_lengths, text_tokens
+from pospatch.evaluate._retrieval import PROTOCOLS, Builder, Question, depth_list, grid, question_and_answer
+from pospatch.evaluate._tokens import Tokens, encode, positive_lengths, text_tokens
 
-__all__ = ["PROTOCOLS", "draw", "needle"]
+__all__ = ["PROTOCOLS", "builder", "draw", "needle"]
 
 _NEEDLE = "\nThe secret number of {name} is {number}.\n"
 _QUESTION = "\n\nWhat is the secret number of {name}? The secret number of {name} is"
@@ -71,6 +71,27 @@ def needle(
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise BadOption(f"{name} must be an integer from {least} to {most}, got {value!r}")
     tokens = text_tokens(tokenizer, text, wanted[-1])
+    build = builder(tokenizer, tokens, distractors, digits)
+    return grid(
+        "needle",
+        model,
+        tokenizer,
+        build,
+        lengths=wanted,
+        depths=places,
+        trials=trials,
+        controls=controls,
+        protocol=protocol,
+        options={"distractors": distractors, "digits": digits, "needle": _NEEDLE, "question": _QUESTION},
+        seed=seed,
+        path=path,
+        progress=progress,
+        text=tokens.record,
+    )
+
+
+def builder(tokenizer: Any, tokens: Tokens, distractors: int, digits: int) -> Builder:
+    """A function that asks for one number hidden in the beginning of the text."""
     hay = tokens.ids.tolist()
     ends = _sentence_ends(tokenizer, hay)
 
@@ -91,22 +112,7 @@ def needle(
         ids = [*tokens.prefix, *_hide(hay[:room], ends, hidden), *asked]
         return Question(ids=ids, answer=answer, key=numbers[0])
 
-    return grid(
-        "needle",
-        model,
-        tokenizer,
-        build,
-        lengths=wanted,
-        depths=places,
-        trials=trials,
-        controls=controls,
-        protocol=protocol,
-        options={"distractors": distractors, "digits": digits, "needle": _NEEDLE, "question": _QUESTION},
-        seed=seed,
-        path=path,
-        progress=progress,
-        text=tokens.record,
-    )
+    return build
 
 
 def _sentence_ends(tokenizer: Any, ids: list[int]) -> list[int]:
