@@ -15,12 +15,23 @@ from typing import TYPE_CHECKING, Any
 
 from pospatch._on_import import when_imported
 
-if TYPE_CHECKING:
-    from pospatch.api import apply, remove
-    from pospatch.checkpoint import from_pretrained
-    from pospatch.errors import PospatchError
-    from pospatch.inspection import hosts, inspect, methods
-    from pospatch.registry import register
+if TYPE_CHECKING:  # for editors and type checkers; each name is repeated because that is how a stub says "public"
+    from pospatch.advice import advise as advise
+    from pospatch.api import apply as apply
+    from pospatch.api import remove as remove
+    from pospatch.checkpoint import from_pretrained as from_pretrained
+    from pospatch.checkpoint import load_distance_embeddings as load_distance_embeddings
+    from pospatch.checkpoint._peft import load_peft as load_peft
+    from pospatch.checkpoint.adapter import load_adapter as load_adapter
+    from pospatch.checkpoint.adapter import save_adapter as save_adapter
+    from pospatch.checkpoint.export import export as export
+    from pospatch.checkpoint.hub import push_to_hub as push_to_hub
+    from pospatch.checkpoint.remote import save_remote as save_remote
+    from pospatch.errors import PospatchError as PospatchError
+    from pospatch.inspection import hosts as hosts
+    from pospatch.inspection import inspect as inspect
+    from pospatch.inspection import methods as methods
+    from pospatch.registry import register as register
 
 __version__ = "0.1.0"
 
@@ -42,18 +53,7 @@ _NAMES = {
     "register": "pospatch.registry",
     "PospatchError": "pospatch.errors",
 }
-__all__ = [
-    "PospatchError",
-    "__version__",
-    "advise",
-    "apply",
-    "from_pretrained",
-    "hosts",
-    "inspect",
-    "methods",
-    "register",
-    "remove",
-]
+__all__ = [*_NAMES, "__version__"]
 
 
 class _Catalogue(ModuleType):
