@@ -57,7 +57,7 @@ QUICK = Plan(
     target_length=2048,
 )
 FULL = Plan(
-    minutes=21,
+    minutes=15,
     length=16384,
     bucket=1024,
     methods=(YARN, ("dynamic_ntk", {"factor": 2.0})),
