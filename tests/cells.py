@@ -15,6 +15,7 @@ import torch
 import pospatch
 from pospatch import registry
 from pospatch.engine._trial import Trial
+from pospatch.errors import PospatchError
 from pospatch.methods._base import Method
 from tests import tiny
 
@@ -24,33 +25,37 @@ Stack = list[tuple[str, dict[str, Any]]]
 
 
 @cache
-def _trials(host: str) -> tuple[Trial, Trial | None]:
-    """Trials on the host as it is, and with `rope` on it where it has no rotary encoding of its own."""
-    bare = tiny.build(host)
-    first = Trial(bare, None)
-    if first.sites.rotary:
-        return first, None
-    turned = pospatch.apply(tiny.build(host), "rope")
-    return first, Trial(turned, vars(turned)["_pospatch"])
+def _trial(host: str, bed: tuple[str, ...]) -> Trial | None:
+    """A trial on the host with the methods of `bed` on it, or None where they do not fit."""
+    model = tiny.build(host)
+    try:
+        patched = pospatch.apply(model, list(bed)) if bed else model
+    except PospatchError:
+        return None
+    return Trial(patched, vars(patched).get("_pospatch"))
 
 
 @cache
 def stack(host: str, method: str) -> tuple[tuple[str, tuple[Any, ...]], ...] | str:
-    """What puts the method on the host, alone or on top of `rope`; or the reason why nothing does."""
-    bare, turned = _trials(host)
+    """What puts the method on the host: alone, on top of `rope`, or on what its oracle names; or why nothing does."""
+    bare = _trial(host, ())
+    assert bare is not None
     example = tuple({**bare.example(registry.method_class(method)), **battery(method)}.items())
-    reason = bare.reason(method, dict(example))
-    if reason is None:
-        return ((method, example),)
-    if turned is not None and turned.reason(method, dict(example)) is None:
-        return (("rope", ()), (method, example))
-    return reason
+    for bed in ((), *((("rope",),) if not bare.sites.rotary else ()), *_oracle(method, "BEDS", ())):
+        trial = _trial(host, bed)
+        if trial is not None and trial.reason(method, dict(example)) is None:
+            return (*((name, ()) for name in bed), (method, example))
+    return str(bare.reason(method, dict(example)))
+
+
+def _oracle(method: str, attribute: str, default: Any) -> Any:
+    name = f"tests.oracles.{method}"
+    return getattr(importlib.import_module(name), attribute, default) if find_spec(name) else default
 
 
 def battery(method: str) -> dict[str, Any]:
     """Options under which the method acts on a few tokens, where its oracle names some."""
-    name = f"tests.oracles.{method}"
-    return getattr(importlib.import_module(name), "BATTERY", {}) if find_spec(name) else {}
+    return _oracle(method, "BATTERY", {})
 
 
 def fits(host: str, method: str) -> bool:

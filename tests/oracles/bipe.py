@@ -1,3 +1,5 @@
+BATTERY = {"delimiters": [10, 20, 30, 40, 50, 60, 70, 80, 90]}  # some of them stand among a few tokens
+BEDS = [("learned", "rope")]  # what it is put on
 VARIANTS = [{"delimiters": [3]}, {"delimiters": [3, 7]}]
 
 
