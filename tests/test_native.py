@@ -108,6 +108,23 @@ def test_ntk_is_a_new_base() -> None:
     assert torch.equal(tiny.logits(model, tokens), tiny.logits(native.eval(), tokens))
 
 
+@pytest.mark.parametrize("heads", [4, 6])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda heads: tf.BloomForCausalLM(tf.BloomConfig(hidden_size=48, n_layer=2, n_head=heads, vocab_size=99)),
+        lambda heads: tf.MptForCausalLM(tf.MptConfig(d_model=48, n_layers=2, n_heads=heads, vocab_size=99)),
+    ],
+    ids=["bloom", "mpt"],
+)
+def test_alibi_on_models_that_have_it_is_their_own(build: Any, heads: int) -> None:
+    """Their positions cleared and ours in their place, at head counts that are a power of two and not."""
+    model, tokens = tiny.spread(build(heads)), tiny.ids(2, 30)
+    native = tiny.logits(model, tokens)
+    pospatch.apply(model, "alibi")
+    assert (tiny.logits(model, tokens) - native).abs().max() <= 1e-6 * native.abs().max()
+
+
 def test_only_layers_that_see_far_are_scaled() -> None:
     """Gemma 3 has a base for each type of layer; those with a window keep theirs."""
     model = tiny.build("gemma3")
