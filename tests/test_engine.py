@@ -134,6 +134,34 @@ def test_a_copy_is_independent(host: str, method: str) -> None:
         assert torch.equal(tiny.logits(other, tokens), tiny.logits(tiny.build(host), tokens))
 
 
+@pytest.mark.parametrize(("host", "method"), _cases([pair for pair in FITTING if pair[0] in cells.REFERENCE]))
+def test_a_method_on_some_layers_acts_there_alone_or_is_refused(host: str, method: str) -> None:
+    """What is said of all layers holds of one: other logits than all and than none, decode = prefill, undone to the bit."""
+    model, tokens = tiny.build(host), tiny.ids(2, 24)
+    before, native = snapshot(model), tiny.logits(model, tokens)
+    *bed, (_, options) = ((name, dict(given)) for name, given in cells.stack(host, method))  # type: ignore[misc]
+    if bed:
+        pospatch.apply(model, bed)
+        native = tiny.logits(model, tokens)
+    chosen = {**options, "layers": [0]}
+    try:
+        pospatch.apply(model, method, **chosen)
+    except PospatchError:
+        with pytest.raises(PospatchError, match="layer"):
+            pospatch.apply(model, method, **chosen)
+        assert torch.equal(tiny.logits(model, tokens), native)
+        return
+    cells.spice(model)
+    part, whole = tiny.logits(model, tokens), tiny.logits(cells.patched(host, method), tokens)
+    if not _waits(host, method):
+        assert (part - native).abs().max() > 1e-4 * native.std()
+        assert (part - whole).abs().max() > 1e-4 * native.std()
+    if host in tiny.CAUSAL and (host, method) in EXACT:
+        close(_in_pieces(model, tokens, [5, 1, 18]), part)
+    pospatch.remove(model)
+    assert_same(snapshot(model), before)
+
+
 # --- the same however it is called --------------------------------------------------------------------------------------
 
 

@@ -36,7 +36,8 @@ class MsPoE(Scaling):
         kv_heads.
 
     Raises:
-        BadOption: max_ratio below min_ratio, first_layer beyond the last layer, or head_order is no permutation.
+        BadOption: max_ratio below min_ratio, first_layer beyond the last layer or beyond all of `layers`, or head_order is
+            no permutation.
         UnsupportedHost: the layer has no rotary encoding.
     """
 
@@ -62,6 +63,11 @@ class MsPoE(Scaling):
         if self.first_layer >= geometry.layers:
             raise BadOption(
                 f"{self.name}: first_layer={self.first_layer} leaves no layer of {geometry.layers}; give a lower first_layer="
+            )
+        if max(self.chosen(geometry.layers)) < self.first_layer:
+            raise BadOption(
+                f"{self.name}: layers={list(self.chosen(geometry.layers))} all lie below first_layer={self.first_layer}, where "
+                "nothing changes; choose later layers or give a lower first_layer="
             )
         self.ratios(geometry)
 
