@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from pospatch.cli._input import lengths_of, load, made, tokenizer_of
@@ -50,7 +51,11 @@ def _show(content: dict[str, Any]) -> None:
     from pospatch.comparison import table
 
     head, *rows = table(content)
-    shown = Table(*head)
+    shown = Table(title="perplexity by length, best first", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in head:  # long words break, a number never loses digits
+        wide = name == "method" or name.startswith("change")
+        shown.add_column(name.replace("perplexity at ", "").replace("rank", "#"), overflow="fold", no_wrap=not wide,
+                         min_width=14 if name == "method" else None)  # fmt: skip
     for row in rows:
         shown.add_row(*(cell.replace("[", "\\[") for cell in row))
     out.print(shown)

@@ -19,7 +19,7 @@ def picture(content: dict[str, Any]) -> Figure:
     entries = content["entries"]
     others = [each["label"] for each in entries if each["label"] != CONTROL]
     colours = {label: COLOURS[index % len(COLOURS)] for index, label in enumerate(others)} | {CONTROL: GREY}
-    sheet = figure(10.5, 4.2 + 0.12 * max(len(entries) - 6, 0))
+    sheet = figure(10.5, 4.5 + 0.12 * max(len(entries) - 6, 0))
     left, right = sheet.subplots(1, 2, width_ratios=[3, 2])
     _curves(left, content, colours)
     _changes(right, entries, colours)
@@ -48,7 +48,7 @@ def _curves(axes: Axes, content: dict[str, Any], colours: dict[str, str]) -> Non
     axes.set_title(f"{name}: last {content['options']['k']} tokens of a window", fontsize=10, loc="left")
     axes.grid(axis="y", color="#dddddd", lw=0.6)
     frame(axes)
-    axes.legend(frameon=False, fontsize=8)
+    axes.figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=8)
 
 
 def _changes(axes: Axes, entries: list[dict[str, Any]], colours: dict[str, str]) -> None:

@@ -19,11 +19,11 @@ body{margin:0 auto;max-width:68rem;padding:1.5rem 1rem 3rem;background:var(--bac
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.5rem;line-height:1.25;margin:0 0 .25rem}h2{font-size:1.1rem;margin:2rem 0 .5rem}
 p{margin:.5rem 0}.soft{color:var(--soft)}.wide{overflow-x:auto;border:1px solid var(--line);border-radius:.4rem}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+table{overflow-wrap:normal;border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.45rem .7rem;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th{font-weight:600;font-size:.85rem;color:var(--soft);white-space:normal;vertical-align:bottom}
 tr:last-child td{border-bottom:0}
-td:nth-child(2),th:nth-child(2){text-align:left;white-space:normal;min-width:9rem}
+td:nth-child(2),th:nth-child(2){text-align:left;white-space:normal;min-width:9rem;overflow-wrap:anywhere}
 tr.best td{background:var(--best)}tr.control td{color:var(--soft);font-style:italic}
 img{display:block;width:100%;min-width:40rem;height:auto;background:#fff}
 pre{overflow-x:auto;padding:.75rem;border:1px solid var(--line);border-radius:.4rem;font-size:.8rem}
@@ -53,7 +53,9 @@ def _rows(content: dict[str, Any]) -> list[tuple[str, list[str]]]:
 
 
 def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2f}" if value < 1000 else f"{value:.3g}"
+    if value is None:
+        return "not finite"
+    return f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.2e}"
 
 
 def _percent(entry: dict[str, Any]) -> str:
