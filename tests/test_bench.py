@@ -87,7 +87,7 @@ def test_memory_of_a_process_of_its_own_grows_with_whole_matrices() -> None:
     whole = bench._memory.peak(Cell(**{**vars(cell), "form": "reference"}))
     assert whole > 9 * 2048**2 * 4
     assert bench._memory.peak(cell) < whole / 4
-    with pytest.raises(PospatchError, match="ended with 1: .*no shape"):
+    with pytest.raises(PospatchError, match=r"ended with 1: .*no shape"):
         bench._memory.peak(Cell(model="llama", work="prefill", length=16))
 
 
