@@ -191,12 +191,14 @@ def _own(
     causal = base != "eager" and is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal"))
     method: Bands = state.score  # type: ignore[assignment]
     if base == "sdpa":
-        output = _banded.flash(query, key, value, call, causal, scaling, kwargs)
+        output = _banded.step(query, key, value, mask, call, scaling, kwargs)
+        if output is None:
+            output = _banded.flash(query, key, value, call, causal, scaling, kwargs)
         if output is not None:
             return output, None
     key_positions = call.key_positions(keys)
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
-    logits = _banded.band_logits(state, query, key, call, key_positions, scaling)
+    logits = _banded.band_logits(query, key, call, key_positions, scaling)
     visible = _banded.visible(method, call, key_positions)
     native = kwargs.get("position_bias")
     if native is not None:
