@@ -45,14 +45,17 @@ def _whole(turned: Any, value: Tensor, scalings: Sequence[float], bands: Sequenc
 
 @pytest.mark.parametrize("name", BANDS)
 @pytest.mark.parametrize("length", [5, 16, 37, 64])
-def test_banded_flash_equals_the_whole_matrix(name: str, length: int) -> None:
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_banded_flash_equals_the_whole_matrix(name: str, length: int, kv_heads: int) -> None:
     torch.manual_seed(0)
     bands, scalings = BANDS[name], [0.25, 0.3, 0.2][: len(BANDS[name])]
-    make = lambda: torch.randn(2, 3, length, 16, requires_grad=True)  # noqa: E731
-    turned, value = [(make(), make()) for _ in bands], make()
+    make = lambda heads: torch.randn(2, heads, length, 16, requires_grad=True)  # noqa: E731
+    turned, value = [(make(4), make(kv_heads)) for _ in bands], make(kv_heads)
     plan = pieces(bands, length)
     assert plan is not None
-    output, wanted = banded_flash(turned, value, scalings, plan), _whole(turned, value, scalings, bands)
+    output = banded_flash(turned, value, scalings, plan)
+    wide = lambda x: x.repeat_interleave(4 // kv_heads, dim=1)  # noqa: E731
+    wanted = _whole([(q, wide(k)) for q, k in turned], wide(value), scalings, bands)
     assert (output - wanted).abs().max() < 1e-5
     leaves = [x for pair in turned for x in pair] + [value]
     upstream = torch.randn_like(output)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pospatch.attention._mask import additive
 from pospatch.attention.bands import banded_logits
-from pospatch.attention.blockwise import repeat_kv
 from pospatch.attention.flash import banded_flash, pieces
 from pospatch.engine._reindex import form_of, rotated
 from pospatch.methods._base import Band, Bands
@@ -166,9 +165,7 @@ def flash(
         else (query, key)
         for index, band in enumerate(bands)
     ]
-    heads = query.shape[1]
-    pairs = [(q, repeat_kv(k, heads)) for q, k in turned]
-    output = banded_flash(pairs, repeat_kv(value, heads), [scaling * band.amplitude for band in bands], plan)
+    output = banded_flash(turned, value, [scaling * band.amplitude for band in bands], plan)
     return output.transpose(1, 2).contiguous()
 
 
