@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from pospatch.attention import biased as biased_module
+from pospatch.attention import toeplitz as toeplitz_module
+from pospatch.attention._mask import triangle
 from pospatch.attention.biased import biased
 from pospatch.attention.flash import banded_flash, pieces
+from pospatch.attention.toeplitz import toeplitz
 from pospatch.methods._base import Band
 
 
@@ -42,14 +45,17 @@ def _whole(turned: Any, value: Tensor, scalings: Sequence[float], bands: Sequenc
 
 @pytest.mark.parametrize("name", BANDS)
 @pytest.mark.parametrize("length", [5, 16, 37, 64])
-def test_banded_flash_equals_the_whole_matrix(name: str, length: int) -> None:
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_banded_flash_equals_the_whole_matrix(name: str, length: int, kv_heads: int) -> None:
     torch.manual_seed(0)
     bands, scalings = BANDS[name], [0.25, 0.3, 0.2][: len(BANDS[name])]
-    make = lambda: torch.randn(2, 3, length, 16, requires_grad=True)  # noqa: E731
-    turned, value = [(make(), make()) for _ in bands], make()
+    make = lambda heads: torch.randn(2, heads, length, 16, requires_grad=True)  # noqa: E731
+    turned, value = [(make(4), make(kv_heads)) for _ in bands], make(kv_heads)
     plan = pieces(bands, length)
     assert plan is not None
-    output, wanted = banded_flash(turned, value, scalings, plan), _whole(turned, value, scalings, bands)
+    output = banded_flash(turned, value, scalings, plan)
+    wide = lambda x: x.repeat_interleave(4 // kv_heads, dim=1)  # noqa: E731
+    wanted = _whole([(q, wide(k)) for q, k in turned], wide(value), scalings, bands)
     assert (output - wanted).abs().max() < 1e-5
     leaves = [x for pair in turned for x in pair] + [value]
     upstream = torch.randn_like(output)
@@ -89,3 +95,65 @@ def test_bias_in_blocks_equals_the_whole(monkeypatch: pytest.MonkeyPatch, causal
     theirs = torch.autograd.grad(wanted[:, real].square().sum(), leaves)
     for got, want in zip(ours, theirs, strict=True):
         assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize(("queries", "keys"), [(29, 29), (300, 300), (130, 301), (2, 2)])
+def test_toeplitz_equals_the_whole_bias(
+    monkeypatch: pytest.MonkeyPatch, learned: bool, causal: bool, kv_heads: int, queries: int, keys: int
+) -> None:
+    monkeypatch.setattr(toeplitz_module, "BLOCK_SCORES", 2 * 4 * keys * 11)  # several blocks in the backward pass too
+    torch.manual_seed(0)
+    make = lambda heads, length: torch.randn(2, heads, length, 8, dtype=torch.float64, requires_grad=True)  # noqa: E731
+    query, key, value = make(4, queries), make(kv_heads, keys), make(kv_heads, keys)
+    bias = torch.randn(4, queries + keys - 1, dtype=torch.float64, requires_grad=learned)
+    output = toeplitz(query, key, value, bias, causal, 0.3)
+    m, n = torch.arange(keys - queries, keys)[:, None], torch.arange(keys)[None]
+    wide = [x.repeat_interleave(4 // kv_heads, dim=1) for x in (key, value)]
+    logits = query @ wide[0].transpose(2, 3) * 0.3 + bias[:, keys - 1 - (m - n)]
+    if causal:
+        logits = logits.masked_fill(m < n, float("-inf"))
+    wanted = logits.softmax(dim=-1) @ wide[1]
+    assert (output - wanted).abs().max() < 1e-12
+    leaves = [query, key, value, *([bias] if learned else [])]
+    upstream = torch.randn_like(output)
+    ours, theirs = (torch.autograd.grad(x, leaves, upstream) for x in (output, wanted))
+    for got, want in zip(ours, theirs, strict=True):
+        assert (got - want).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_toeplitz_in_narrow_types_keeps_the_bias_exact(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 200, 16).to(dtype).requires_grad_() for _ in range(3))
+    bias = torch.randn(2, 399, requires_grad=True)
+    output = toeplitz(query, key, value, bias, True, 0.25)
+    wide = [x.detach().float().requires_grad_() for x in (query, key, value)]
+    wanted = toeplitz(*wide, bias, True, 0.25)
+    assert output.dtype == dtype
+    assert (output.float() - wanted).abs().max() < 2e-2
+    upstream = torch.randn(1, 2, 200, 16)
+    ours = torch.autograd.grad(output, [query, key, value, bias], upstream.to(dtype))
+    theirs = torch.autograd.grad(wanted, [*wide, bias], upstream)
+    for got, want in zip(ours, theirs, strict=True):
+        assert (got.float() - want).abs().max() < 3e-2 * want.abs().max()
+
+
+def test_triangle_tells_plain_calls_from_others() -> None:
+    where = torch.arange(3, 9)[None]
+    lower = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    added = torch.zeros(lower.shape).masked_fill(~lower, torch.finfo(torch.float32).min)
+    for mask, want in ((None, True), (lower, True), (added, True), (torch.ones_like(lower), False)):
+        assert triangle(mask, mask is None, where, where) is want
+    assert triangle(None, False, where, where) is False
+    assert triangle(lower[:, :, 4:], False, where[:, 4:], where) is True
+    padded, biased_mask = lower.clone(), added.clone()
+    padded[..., 0] = False
+    biased_mask[0, 0, 5, 2] = -1.0
+    for mask in (padded, biased_mask, lower.triu()):
+        assert triangle(mask, False, where, where) is None
+    assert triangle(None, True, where[:, 4:], where) is None
+    assert triangle(None, True, where * 2, where * 2) is None
+    assert triangle(lower, False, where + 1, where) is None

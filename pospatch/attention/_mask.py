@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["additive", "is_causal_call", "looks_back", "row_blocks", "seen_keys"]
+__all__ = ["additive", "is_causal_call", "looks_back", "row_blocks", "seen_keys", "triangle"]
 
 ROWS = 1024  # queries whose mask is looked at together
 
@@ -16,6 +16,27 @@ def is_causal_call(mask: Any, query: int, module: Any, is_causal: bool | None) -
     """sdpa's rule: no mask, several queries and a causal module mean the causal triangle, aligned upper left."""
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     return mask is None and query > 1 and bool(causal)
+
+
+def triangle(mask: Any, causal: bool, query_positions: Tensor, key_positions: Tensor) -> bool | None:
+    """Where queries are the last of the keys, in order and one token apart: True where each sees what stands at or before it,
+    False where each sees all; None where positions or mask are anything else."""
+    queries, keys = query_positions.shape[1], key_positions.shape[1]
+    if torch.compiler.is_compiling() or keys < queries or not (torch.is_tensor(mask) or mask is None):
+        return None
+    where = key_positions[:1, :1] + torch.arange(keys, device=key_positions.device)
+    if not (bool((key_positions == where).all()) and bool((query_positions == where[:, keys - queries :]).all())):
+        return None
+    if mask is None:
+        return None if causal and keys > queries else causal  # the triangle of no mask is aligned upper left
+    if mask.shape[-2:] != (queries, keys):
+        return None
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    if mask.dtype != torch.bool and not bool((seen | (mask <= torch.finfo(mask.dtype).min / 2)).all()):
+        return None  # a bias of the caller's own
+    if bool(seen.all()):
+        return False
+    return True if bool((seen == (where[0] <= where[0, keys - queries :, None])).all()) else None
 
 
 def looks_back(mask: Any, causal: bool, query_positions: Tensor, key_positions: Tensor) -> bool:

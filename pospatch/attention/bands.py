@@ -18,17 +18,20 @@ def banded_logits(
     bands: Sequence[Band],
     query: Tensor,
     key: Tensor,
+    forms: Sequence[Tensor],
     query_positions: Tensor,
     key_positions: Tensor,
     scaling: float,
     rotate: Rotate,
     two_sided: bool,
 ) -> Callable[[slice, Tensor | None], Tensor]:
-    """A function that gives the logits of a block of queries; keys are rotated once a band, queries once a block.
+    """A function that gives the logits of a block of queries, which are rotated once a block.
 
-    query and key are (batch, heads, query or key, head_dim), not rotated; positions (batch or 1, query or key).
+    Args:
+        query, key: (batch, heads, query or key, head_dim), not rotated; key is read only where two_sided.
+        forms: the keys as each band reads them.
+        query_positions, key_positions: (batch or 1, query or key).
     """
-    keys = [rotate(key, band.key(key_positions)) for band in bands]
     mirrored = [rotate(key, band.query(key_positions)) for band in bands] if two_sided else []
 
     def logits(rows: slice, bar: Tensor | None) -> Tensor:
@@ -37,7 +40,7 @@ def banded_logits(
         for index, band in enumerate(bands):
             distance = where[:, :, None] // band.unit - key_positions[:, None, :] // band.unit
             turned = rotate(query[:, :, rows], band.query(where))
-            part = torch.matmul(turned, keys[index].transpose(2, 3)).float()
+            part = torch.matmul(turned, forms[index].transpose(2, 3)).float()
             if two_sided:
                 part = torch.where(
                     (distance < 0)[:, None], _mirror(band, query[:, :, rows], mirrored[index], where, rotate), part

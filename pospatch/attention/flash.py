@@ -111,8 +111,8 @@ def banded_flash(
     """Attention over the pieces of `plan`.
 
     Args:
-        turned: q and k of each band, rotated for it, (batch, heads, length, head_dim).
-        value: (batch, heads, length, head_dim).
+        turned: q and k of each band, rotated for it, (batch, heads or kv_heads, length, head_dim).
+        value: (batch, kv_heads, length, head_dim); keys and values are not repeated, the kernel reads them by groups.
         scalings: factor on q.k, one a band.
 
     Returns:
@@ -129,9 +129,9 @@ class _Banded(torch.autograd.Function):
         room = max(max(p.offset + p.count * p.size for p in (piece.query, piece.key)) for piece in plan) - length
         padded = [_pad(x, room) for x in (value, *flat)]
         value_p, *flat_p = padded
-        batch, heads = value.shape[:2]
-        total = value.new_full((batch, heads, length + max(room, 0)), float("-inf"), dtype=torch.float32)
-        merged = torch.zeros_like(value_p, dtype=torch.float32)
+        size = (*flat[0].shape[:2], length + max(room, 0))
+        total = value.new_full(size, float("-inf"), dtype=torch.float32)
+        merged = value.new_zeros((*size, value.shape[-1]), dtype=torch.float32)
         for piece in plan:
             q, k, v = (
                 piece.query.take(flat_p[2 * piece.band]),

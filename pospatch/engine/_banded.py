@@ -1,22 +1,25 @@
-"""Calls whose logits are bands of distance: the flash kernel where the call has its plain form, else blocks of logits."""
+"""Calls whose logits are bands of distance: the flash kernel where the call has its plain form, a step's own form, else blocks
+of logits."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pospatch.attention._mask import additive
 from pospatch.attention.bands import banded_logits
-from pospatch.attention.blockwise import repeat_kv
 from pospatch.attention.flash import banded_flash, pieces
-from pospatch.methods._base import Bands
+from pospatch.engine._reindex import form_of, rotated
+from pospatch.methods._base import Band, Bands
 
 if TYPE_CHECKING:
     from pospatch.engine._state import Call, State
 
-__all__ = ["band_logits", "flash", "visible"]
+__all__ = ["band_logits", "flash", "step", "visible"]
+
+LINED_UP = "_pospatch_lined_up"
 
 
 def visible(method: Bands, call: Call, key_positions: Tensor) -> Any:
@@ -24,18 +27,100 @@ def visible(method: Bands, call: Call, key_positions: Tensor) -> Any:
     return lambda rows: method.visible(call.positions[:, rows], key_positions, call.state.geometry)
 
 
-def band_logits(state: State, query: Tensor, key: Tensor, call: Call, key_positions: Tensor, scaling: float) -> Any:
-    """The function of `blockwise` that gives the logits of a block of queries."""
+def band_logits(query: Tensor, key: Tensor, call: Call, key_positions: Tensor, scaling: float) -> Any:
+    """The function of `blockwise` that gives the logits of a block of queries; key is repeated to the query heads."""
+    state = call.state
+    bands = _bands(state).bands(state.geometry)
+    key = _paired(call, key)
+    everything = slice(0, key.shape[2])
     return banded_logits(
-        _bands(state).bands(state.geometry),
+        bands,
         state.paired(query),
-        state.paired(key),
+        key,
+        [form_of(call, key, bands, band, key_positions, everything) for band in bands],
         call.positions,
         key_positions,
         scaling,
-        partial(_rotate, state),
+        lambda x, positions: rotated(state, x, positions),
         two_sided=not state.geometry.causal,
     )
+
+
+def step(
+    query: Tensor, key: Tensor, value: Tensor, mask: Any, call: Call, scaling: float, kwargs: dict[str, Any]
+) -> Tensor | None:
+    """The output (batch, 1, heads, d) of one query over cached keys whose ranges are slices; None where they are not.
+
+    Heads that share keys read them once, and only the keys of a range are turned into its form.
+    """
+    state = call.state
+    method = _bands(state)
+    if (
+        query.shape[2] != 1
+        or call.cache is None
+        or torch.compiler.is_compiling()
+        or not (mask is None or torch.is_tensor(mask))
+        or type(method).visible is not Bands.visible
+        or kwargs.get("dropout")
+        or any(kwargs.get(name) is not None for name in ("softcap", "s_aux", "position_bias"))
+    ):
+        return None
+    positions = call.key_positions(key.shape[2])
+    bands = method.bands(state.geometry)
+    cuts = _cuts(bands, call, positions, mask)
+    if cuts is None:
+        return None
+    batch, kv_heads, keys, _ = key.shape
+    query, key = state.paired(query), _paired(call, key)
+    logits = []
+    for band, part in zip(reversed(bands), reversed(cuts), strict=True):
+        if part.start < part.stop:
+            turned = rotated(state, query, band.query(call.positions)) * (scaling * band.amplitude)
+            held = form_of(call, key, bands, band, positions, part)
+            logits.append(torch.matmul(turned.view(batch, kv_heads, -1, turned.shape[-1]), held.transpose(2, 3)))
+    scores = torch.cat(logits, dim=-1) if len(logits) > 1 else logits[0]
+    weights = scores.float()
+    bar = additive(mask, False, slice(0, 1), query, keys)
+    if bar is not None:
+        bar = bar.clamp(min=torch.finfo(torch.float32).min / 2)
+        shared = bar.shape[1] == 1
+        weights = weights + (bar if shared else bar.view(bar.shape[0], kv_heads, -1, bar.shape[-1]))[..., :keys]
+    output = torch.matmul(weights.softmax(dim=-1).to(value.dtype), value)
+    return output.view(batch, 1, query.shape[1], -1)
+
+
+def _cuts(bands: tuple[Band, ...], call: Call, positions: Tensor, mask: Any) -> list[slice] | None:
+    """The slice of keys that each range holds, the keys in order; None where a range is not one slice for all rows."""
+    keys = positions.shape[1]
+    last = call.positions[:, -1:]
+    if not _lined_up(call, positions, mask):
+        return None
+    whole = any(band.unit > 1 for band in bands)
+    if whole and not bool((last == last[:1]).all()):
+        return None
+    where, found = int(last[0, 0]) if whole else keys - 1, []
+    for band in bands:  # distance d is key keys - 1 - d; a unit's block of distance b ends where its last token stands
+        near = where - ((where // band.unit - band.start + 1) * band.unit - 1) if band.start else 0
+        far = keys if band.stop is None else where - ((where // band.unit - band.stop + 1) * band.unit - 1)
+        found.append(slice(max(0, keys - far), max(0, keys - near)))
+    return found
+
+
+def _lined_up(call: Call, positions: Tensor, mask: Any) -> bool:
+    """True where each key stands as far before the query as it lies before the last key; keys that are masked may stand
+    anywhere. Layers of one forward share the answer."""
+    shared = {} if call.record is None else vars(call.record)
+    if shared.get(LINED_UP, ()) and shared[LINED_UP][0] is mask:
+        return True
+    keys = positions.shape[1]
+    right = positions == call.positions[:, -1:] - torch.arange(keys - 1, -1, -1, device=positions.device)
+    if mask is not None and mask.shape[-1] == keys:
+        hidden = ~mask if mask.dtype == torch.bool else mask <= torch.finfo(mask.dtype).min / 2
+        right = right[:, None, None] | hidden
+    if not bool(right.all()):
+        return False
+    shared[LINED_UP] = (mask,)
+    return True
 
 
 def flash(
@@ -43,7 +128,8 @@ def flash(
 ) -> Tensor | None:
     """The output (batch, query, heads, d) from the CPU's flash kernel, or None where the call needs the logits themselves.
 
-    The kernel takes consecutive tokens under a plain causal triangle: no padding mask, window, softcap, sink, dropout or cache.
+    The kernel takes consecutive tokens under a plain causal triangle: no padding mask, window, softcap, sink or dropout, and
+    no earlier keys in a cache.
     """
     state = call.state
     method = _bands(state)
@@ -68,28 +154,28 @@ def flash(
     if plan is None:
         return None
     used = {piece.band for piece in plan}
-    query, key = state.paired(query), state.paired(key)
+    query, key = state.paired(query), _paired(call, key)
+    everything = slice(0, key.shape[2])
     turned = [
-        (_rotate(state, query, band.query(call.positions)), _rotate(state, key, band.key(call.positions)))
+        (
+            rotated(state, query, band.query(call.positions)),
+            form_of(call, key, bands, band, call.positions, everything),
+        )
         if index in used
         else (query, key)
         for index, band in enumerate(bands)
     ]
-    heads = query.shape[1]
-    pairs = [(q, repeat_kv(k, heads)) for q, k in turned]
-    output = banded_flash(pairs, repeat_kv(value, heads), [scaling * band.amplitude for band in bands], plan)
+    output = banded_flash(turned, value, [scaling * band.amplitude for band in bands], plan)
     return output.transpose(1, 2).contiguous()
+
+
+def _paired(call: Call, key: Tensor) -> Tensor:
+    return key if call.keys_done else call.state.paired(key)
 
 
 def _bands(state: State) -> Bands:
     assert isinstance(state.score, Bands)
     return state.score
-
-
-def _rotate(state: State, x: Tensor, positions: Tensor) -> Tensor:
-    rotary = state.rotary
-    assert rotary is not None  # a Bands method is refused where nothing rotates
-    return rotary.rotate(x, positions, "query", state.weights_of("rotary"), state.geometry)
 
 
 def _start(positions: Tensor) -> int | None:

@@ -44,6 +44,7 @@ class State(nn.Module):
         self.silenced = silenced  # arguments that bring native positions, to be zeroed
         self.proof = False  # only during the proof: attend both ways with nothing of ours
         self.reached = False
+        self.spectrum: tuple[Any, ...] | None = None  # of the rotation here, looked up once
         self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
 
     def forward(self, slot: str) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pospatch.attention._mask import is_causal_call, looks_back
+from pospatch.attention._mask import is_causal_call, looks_back, triangle
 from pospatch.attention.biased import biased, is_large
 from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.fold import folded
+from pospatch.attention.toeplitz import takes_kernel, toeplitz
 from pospatch.engine import _banded, _contextual
 from pospatch.methods._base import Bands, Bias, Contextual, Fold
 
@@ -108,6 +109,9 @@ def _biased(
     state = call.state
     method: Bias = state.score  # type: ignore[assignment]
     weights, key_positions = state.weights_of("score"), call.key_positions(key.shape[2])
+    output = _by_distance(module, query, key, value, mask, call, key_positions, base, kwargs)
+    if output is not None:
+        return output, None
     if _plain(base, kwargs) and is_large(query, key.shape[2]):
         output = biased(
             query,
@@ -130,6 +134,35 @@ def _biased(
     if base == "flex_attention":  # it reads the bias of each element of the batch
         bias = bias.expand(query.shape[0], -1, -1, -1)
     return function(module, query, key, value, mask, position_bias=bias, **kwargs)
+
+
+def _by_distance(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    call: Call,
+    key_positions: Tensor,
+    base: str,
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    """The output (batch, query, heads, d) where the bias is one of distance alone and the call a plain one, else None."""
+    method: Bias = call.state.score  # type: ignore[assignment]
+    queries, keys = query.shape[2], key.shape[2]
+    if queries == 1 or not _plain(base, kwargs) or kwargs.get("dropout") or not takes_kernel(query, key, value):
+        return None
+    profile = method.profile(call.state.weights_of("score"), call.state.geometry)
+    if profile is None:
+        return None
+    causal = triangle(
+        mask, is_causal_call(mask, queries, module, kwargs.get("is_causal")), call.positions, key_positions
+    )
+    if causal is None:
+        return None
+    bias = profile(torch.arange(keys - 1, -queries, -1, device=query.device)).t()
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    return toeplitz(query, key, value, bias, causal, scaling).transpose(1, 2).contiguous()
 
 
 def _joined(bias: Tensor, mask: Any, keys: int) -> Tensor:
@@ -158,12 +191,14 @@ def _own(
     causal = base != "eager" and is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal"))
     method: Bands = state.score  # type: ignore[assignment]
     if base == "sdpa":
-        output = _banded.flash(query, key, value, call, causal, scaling, kwargs)
+        output = _banded.step(query, key, value, mask, call, scaling, kwargs)
+        if output is None:
+            output = _banded.flash(query, key, value, call, causal, scaling, kwargs)
         if output is not None:
             return output, None
     key_positions = call.key_positions(keys)
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
-    logits = _banded.band_logits(state, query, key, call, key_positions, scaling)
+    logits = _banded.band_logits(query, key, call, key_positions, scaling)
     visible = _banded.visible(method, call, key_positions)
     native = kwargs.get("position_bias")
     if native is not None:

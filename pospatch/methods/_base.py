@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pospatch.errors import BadOption, BadOptionType, UnsupportedHost, suggest
 from pospatch.geometry import Geometry
+from pospatch.methods._distance import by_distance
 from pospatch.methods._options import check
 
 __all__ = [
@@ -348,7 +349,15 @@ class Bias(Method):
 
     def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
         """Offsets (batch or 1, heads, query, key) float32 for positions (batch, query) and (batch, key)."""
-        raise NotImplementedError
+        profile = self.profile(weights, geometry)
+        if profile is None:
+            raise NotImplementedError(f"{self.name} has neither a profile nor a bias of its own")
+        return by_distance(query_positions, key_positions, profile)
+
+    def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor] | None:
+        """The offsets as a function of the distance m - n alone, int64 (count,) to float32 (count, heads); None where they
+        depend on more. Such a bias costs a list of numbers instead of a matrix."""
+        return None
 
 
 class Fold(Bias):

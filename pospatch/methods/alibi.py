@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,6 @@ from torch import Tensor
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Fold, Weights
-from pospatch.methods._distance import distances
 from pospatch.methods._options import integer
 
 DIGIT = 256  # a digit below it, times any power of two, is exact in bfloat16; three digits reach 2**24 tokens
@@ -54,9 +54,9 @@ class ALiBi(Fold):
         count = self.biased_heads or geometry.heads
         return torch.tensor(slopes(count) + [0.0] * (geometry.heads - count), dtype=torch.float32)
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
-        distance = distances(query_positions, key_positions).abs().float()
-        return -self.slopes(geometry).to(distance.device)[None, :, None, None] * distance[:, None]
+    def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor]:
+        slopes = self.slopes(geometry)
+        return lambda r: -slopes.to(r.device) * r.abs().float()[:, None]
 
     def columns(
         self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry

@@ -69,5 +69,24 @@ class FIRE(Bias):
     def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
         w = {name: value.float() for name, value in weights.items()}
         x = self.shares(query_positions, key_positions, w["c"], w["multiplier"])
-        hidden = torch.relu(x[..., None] * w["weight"] + w["shift"])
-        return torch.nn.functional.linear(hidden, w["out"]).permute(0, 3, 1, 2)
+        batch, queries, keys = x.shape
+        if torch.compiler.is_compiling():  # which units switch is data, which a graph must not depend on
+            hidden = torch.relu(x.flatten()[None] * w["weight"][:, None] + w["shift"][:, None])
+            return (w["out"] @ hidden).view(-1, batch, queries, keys).transpose(0, 1)
+        rows, values = self.units(x.reshape(1, -1), w)
+        return (rows @ values).view(-1, batch, queries, keys).transpose(0, 1)
+
+    def units(self, x: Tensor, w: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same network with fewer units: (heads, units) and (units, count) whose product it is, for shares x (1, count).
+
+        x lies in [0, 1]: a unit that is above zero at both ends is a line there, and lines add up to one; one that is below zero
+        at both ends gives nothing. Only those that switch in between are computed.
+        """
+        start, end = w["shift"], w["weight"] + w["shift"]
+        line, switch = ((start >= 0) & (end >= 0)).detach(), (start.sign() * end.sign() < 0).detach()
+        out = w["out"]
+        slope = out[:, line] @ w["weight"][line]
+        hidden = torch.relu(x * w["weight"][switch, None] + start[switch, None])
+        level = out[:, line] @ start[line]
+        rows = torch.cat((slope[:, None], level[:, None], out[:, switch]), dim=1)
+        return rows, torch.cat((x, torch.ones_like(x), hidden), dim=0)

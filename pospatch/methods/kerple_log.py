@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bias, Weights
-from pospatch.methods._distance import by_distance
 from pospatch.methods._kerple import at_least, kernel_start
 from pospatch.methods._options import choice, integer
 
@@ -40,6 +40,6 @@ class KerpleLog(Bias):
         """p and a of each head, (heads,); raw where the parametrization is "softplus"."""
         return kernel_start(geometry, self.seed, self.parametrization, {"p": 2.0, "a": 1.0})
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+    def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor]:
         p, a = (at_least(weights[name], self.parametrization) for name in ("p", "a"))
-        return by_distance(query_positions, key_positions, lambda r: -p * torch.log1p(a * r.abs().float()[:, None]))
+        return lambda r: -p * torch.log1p(a * r.abs().float()[:, None])

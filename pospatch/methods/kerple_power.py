@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,6 @@ from torch import Tensor
 
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bias, Weights
-from pospatch.methods._distance import by_distance
 from pospatch.methods._kerple import at_least, kernel_start
 from pospatch.methods._options import choice, integer
 
@@ -43,7 +43,7 @@ class KerplePower(Bias):
         """a and p of each head, (heads,); raw where the parametrization is "softplus"."""
         return kernel_start(geometry, self.seed, self.parametrization, {"p": 2.0, "a": 1.0}, bounded={"p": HIGHEST})
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+    def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor]:
         a = at_least(weights["a"], self.parametrization)
         p = at_least(weights["p"], self.parametrization, HIGHEST)
 
@@ -52,4 +52,4 @@ class KerplePower(Bias):
             grown = torch.exp(p * torch.log(r.clamp(min=1.0)))  # the derivative of 0 ** p would be NaN
             return -a * grown.masked_fill(r == 0, 0.0)
 
-        return by_distance(query_positions, key_positions, kernel)
+        return kernel

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from pospatch.errors import UnsupportedHost
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bias, Weights
-from pospatch.methods._distance import by_distance, by_offset, distances, linear_start
+from pospatch.methods._distance import by_offset, distances, linear_start
 from pospatch.methods._grid import coordinates
 from pospatch.methods._options import flag, integer
 
@@ -65,20 +66,19 @@ class LogCPB(Bias):
         out = linear_start(geometry.heads, self.hidden, generator)
         return {"weight": weight, "shift": shift, "out": torch.zeros_like(out) if self.zero_init else out}
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+    def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor] | None:
+        return (lambda r: self.network(weights, r.float())) if self.axes == 1 else None
+
+    def network(self, weights: Weights, *offsets: Tensor) -> Tensor:
+        """Offsets in nats (..., heads) for distances in tokens along each axis."""
         w = {name: value.float() for name, value in weights.items()}
+        x = torch.stack([r.sign() * torch.log1p(r.abs()) for r in offsets], dim=-1)
+        hidden = torch.relu(torch.nn.functional.linear(x, w["weight"], w["shift"]))
+        return torch.nn.functional.linear(hidden, w["out"])
 
-        def network(*offsets: Tensor) -> Tensor:
-            x = torch.stack([r.sign() * torch.log1p(r.abs()) for r in offsets], dim=-1)
-            hidden = torch.relu(torch.nn.functional.linear(x, w["weight"], w["shift"]))
-            return torch.nn.functional.linear(hidden, w["out"])
-
+    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
         if self.axes == 1:
-            return by_distance(query_positions, key_positions, lambda r: network(r.float()))
-        return self._on_grid(query_positions, key_positions, network, geometry)
-
-    def _on_grid(self, query_positions: Tensor, key_positions: Tensor, network: object, geometry: Geometry) -> Tensor:
-        assert callable(network)
+            return super().bias(query_positions, key_positions, weights, geometry)
         query = coordinates(query_positions, geometry, self.prefix, self.columns)
         key = coordinates(key_positions, geometry, self.prefix, self.columns)
         rows, columns = (distances(q, k).long() for q, k in zip(query, key, strict=True))
@@ -86,7 +86,7 @@ class LogCPB(Bias):
         # both offsets as one number, so that the network runs once for each offset and not for each pair
         value = by_offset(
             rows * width + columns + width // 2,
-            lambda r: network((r // width).float(), (r % width - width // 2).float()),
+            lambda r: self.network(weights, (r // width).float(), (r % width - width // 2).float()),
         )
         held = (query_positions < self.prefix)[:, :, None] | (key_positions < self.prefix)[:, None, :]
         return value.masked_fill(held[:, None], 0.0)

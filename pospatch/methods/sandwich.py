@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,6 @@ from torch import Tensor
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bias, Weights
-from pospatch.methods._distance import by_distance
 from pospatch.methods._options import integer, number
 
 
@@ -59,6 +59,6 @@ class Sandwich(Bias):
         angles = distance[..., None].float() * self.frequencies().to(distance.device)
         return angles.cos().sum(dim=-1)
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
-        strengths = self.strengths(geometry).to(query_positions.device)
-        return by_distance(query_positions, key_positions, lambda r: self.total(r)[:, None] * strengths)
+    def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor]:
+        strengths = self.strengths(geometry)
+        return lambda r: self.total(r)[:, None] * strengths.to(r.device)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,7 +11,6 @@ from torch import Tensor
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bias, Weights
-from pospatch.methods._distance import by_distance
 from pospatch.methods._options import integer
 
 
@@ -51,13 +51,9 @@ class T5Bias(Bias):
     def weights(self, geometry: Geometry) -> dict[str, Tensor]:
         return {"table": torch.zeros(self.num_buckets, geometry.heads)}
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+    def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor]:
         table = weights["table"].float()
-        return by_distance(
-            query_positions,
-            key_positions,
-            lambda r: table[self.buckets(r, two_sided=not geometry.causal)],
-        )
+        return lambda r: table[self.buckets(r, two_sided=not geometry.causal)]
 
     def buckets(self, distance: Tensor, two_sided: bool) -> Tensor:
         """Bucket of each distance m - n in tokens; int64, the shape of `distance`."""

@@ -1,0 +1,140 @@
+"""Attention with a bias of distance alone, from a flash kernel that reads the bias as a mask which is never written out.
+
+Such a bias is constant along the diagonals of its matrix. With the queries of a block in reverse order element (i, j) is entry
+i + j of one list: a view of that list with strides (1, 1), which the kernel takes for a mask. Keys after a causal query are
+entries of minus infinity, and keys after a whole block are left out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["takes_kernel", "toeplitz"]
+
+_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+BLOCK_SCORES = 2**22  # logits held at once where the gradient of the bias is wanted
+
+
+def takes_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """True where the CPU's kernel runs on these (batch, heads, length, head_dim)."""
+    return (
+        query.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and query.shape[-1] == key.shape[-1] == value.shape[-1]
+        and query.dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+    )
+
+
+def toeplitz(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, causal: bool, scaling: float) -> Tensor:
+    """Attention (batch, heads, query, head_dim) whose queries are the last of as many tokens as there are keys.
+
+    Args:
+        query: (batch, heads, query, head_dim).
+        key, value: (batch, kv_heads, key, head_dim); not repeated.
+        bias: offsets in nats (heads, query + key - 1), float32: entry p is that of the distance key - 1 - p.
+        causal: no query sees a key after itself.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    if causal:
+        ahead = torch.arange(bias.shape[1], device=bias.device) >= keys
+        bias = bias.masked_fill(ahead, float("-inf"))
+    if bias.dtype != query.dtype and query.dtype == torch.float64:
+        bias = bias.double()
+    assert bias.shape == (query.shape[1], queries + keys - 1)  # one entry for each distance there is
+    return _Toeplitz.apply(query, key, value, bias.contiguous(), causal, scaling)
+
+
+class _Toeplitz(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, causal: bool, scaling: float
+    ) -> Tensor:
+        ctx.causal, ctx.scaling = causal, scaling
+        output, total = torch.empty_like(query), query.new_empty(query.shape[:3], dtype=bias.dtype)
+        for rows, columns in _blocks(query.shape[2], key.shape[2], causal):
+            out, lse = _forward(
+                query[:, :, rows].flip(2), key[:, :, columns], value[:, :, columns], 0.0, False,
+                attn_mask=_mask(bias, rows, columns, query, key), scale=scaling,
+            )  # fmt: skip
+            output[:, :, rows], total[:, :, rows] = out.flip(2), lse.flip(2)
+        ctx.save_for_backward(query, key, value, bias, output, total)
+        return output
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        wanted = ctx.needs_input_grad[3]
+        query, key, value, bias = ctx.saved_tensors[:4]
+        wide = torch.promote_types(query.dtype, torch.float32)
+        dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (query, key, value))
+        dbias = torch.zeros_like(bias) if wanted else None
+        most = BLOCK_SCORES // (query.shape[0] * query.shape[1] * key.shape[2]) if wanted else None
+        for rows, columns in _blocks(query.shape[2], key.shape[2], ctx.causal, most):
+            piece = _by_hand if wanted else _by_kernel
+            found = piece(ctx, grad, rows, columns)
+            dq[:, :, rows] = found[0].flip(2)
+            dk[:, :, columns] += found[1]
+            dv[:, :, columns] += found[2]
+            if dbias is not None:
+                sums = found[3]
+                start = query.shape[2] - rows.stop
+                dbias[:, start : start + sums.shape[1]] += sums
+        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), dbias, None, None
+
+
+def _blocks(queries: int, keys: int, causal: bool, most: int | None = None) -> list[tuple[slice, slice]]:
+    """Blocks of queries, and the keys that they see: large ones suit the kernel, small ones waste less of the triangle."""
+    size = max(128, min(1024, queries // 4)) if most is None else max(1, min(queries, most))
+    found = []
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
+        found.append((slice(start, stop), slice(0, keys - queries + stop if causal else keys)))
+    return found
+
+
+def _mask(bias: Tensor, rows: slice, columns: slice, query: Tensor, key: Tensor) -> Tensor:
+    """(1, heads, rows, columns), rows from the last to the first: a view of the list."""
+    size = (1, query.shape[1], rows.stop - rows.start, columns.stop)
+    return bias.as_strided(size, (0, bias.stride(0), 1, 1), query.shape[2] - rows.stop)
+
+
+def _by_kernel(ctx: Any, grad: Tensor, rows: slice, columns: slice) -> tuple[Tensor, ...]:
+    query, key, value, bias, output, total = ctx.saved_tensors
+    grad, q, out, lse = (x[:, :, rows].flip(2) for x in (grad, query, output, total))
+    mask = _mask(bias, rows, columns, query, key)
+    k, v = key[:, :, columns], value[:, :, columns]
+    return tuple(_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=ctx.scaling))
+
+
+def _by_hand(ctx: Any, grad: Tensor, rows: slice, columns: slice) -> tuple[Tensor, ...]:
+    """The same, and the gradient of the bias: that of the logits, summed along the diagonals."""
+    query, key, value, bias, output, total = ctx.saved_tensors
+    group = query.shape[1] // key.shape[1]
+    # heads that share keys lie in one matrix: (batch, kv_heads, group * rows, head_dim)
+    grad, q, out, lse = (_grouped(x[:, :, rows].flip(2).to(bias.dtype), group) for x in (grad, query, output, total))
+    k, v = (x[:, :, columns].to(bias.dtype) for x in (key, value))
+    logits = torch.matmul(q, k.transpose(2, 3)).mul_(ctx.scaling)
+    shape = (query.shape[0], query.shape[1], rows.stop - rows.start, columns.stop)
+    logits.view(shape).add_(_mask(bias, rows, columns, query, key))
+    weights = logits.sub_(lse[..., None]).exp_()
+    dv = torch.matmul(weights.transpose(2, 3), grad)
+    slopes = torch.matmul(grad, v.transpose(2, 3)).sub_((grad * out).sum(dim=-1, keepdim=True)).mul_(weights)
+    dq = torch.matmul(slopes, k).mul_(ctx.scaling).view(*shape[:3], -1)
+    dk = torch.matmul(slopes.transpose(2, 3), q).mul_(ctx.scaling)
+    return dq, dk, dv, _diagonals(slopes.view(shape).sum(dim=0))
+
+
+def _grouped(x: Tensor, group: int) -> Tensor:
+    return x.unflatten(1, (-1, group)).flatten(2, 3)
+
+
+def _diagonals(x: Tensor) -> Tensor:
+    """Sums over i + j of x (heads, rows, columns): rows that are one longer than they are read slide by one each."""
+    heads, rows, columns = x.shape
+    slid = torch.nn.functional.pad(x, (0, rows)).flatten(1)[:, : rows * (rows + columns - 1)]
+    return slid.view(heads, rows, rows + columns - 1).sum(dim=1)

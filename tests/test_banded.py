@@ -1,0 +1,120 @@
+"""Steps of methods that re-index by ranges: keys cached in the last range's form, read in slices, equal one eager forward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import pospatch
+from pospatch.engine import _banded, _reindex
+from pospatch.methods._base import Bands
+from pospatch.registry import method_class, names
+from tests import tiny
+
+BANDS = [name for name in names() if issubclass(method_class(name), Bands)]
+SLICED = [name for name in BANDS if method_class(name).visible is Bands.visible]
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each call of a single query was made of slices."""
+    made, inner = [], _banded.step
+
+    def step(query: Tensor, *args: Any) -> Any:
+        output = inner(query, *args)
+        if query.shape[2] == 1:
+            made.append(output is not None)
+        return output
+
+    monkeypatch.setattr(_banded, "step", step)
+    return made
+
+
+def decoded(model: Any, tokens: Tensor, first: int, **padding: Any) -> Tensor:
+    """Logits of one forward over `first` tokens and single steps from there."""
+    found, cache = [], None
+    for start, stop in [(0, first), *((i, i + 1) for i in range(first, tokens.shape[1]))]:
+        given = {name: value[:, :stop] for name, value in padding.items()}
+        output = model(input_ids=tokens[:, start:stop], past_key_values=cache, use_cache=True, **given)
+        found.append(output.logits)
+        cache = output.past_key_values
+    return torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("host", ["llama", "cohere", "gpt_neox"])
+@pytest.mark.parametrize("name", BANDS)
+@torch.no_grad()
+def test_steps_equal_one_eager_forward(steps: list[bool], host: str, name: str) -> None:
+    tokens = tiny.ids(2, 45)
+    wanted = tiny.logits(pospatch.apply(tiny.build(host, attention="eager"), name), tokens)
+    model = pospatch.apply(tiny.build(host), name)
+    got = decoded(model, tokens, 9)
+    assert (got - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
+    assert steps
+    assert all(steps) == (name in SLICED)
+
+
+@pytest.mark.parametrize("name", SLICED)
+@torch.no_grad()
+def test_steps_of_padded_rows(steps: list[bool], name: str) -> None:
+    """Pads stand before the tokens, so ranges of distance are the same slices for all rows; chunks are not."""
+    model = pospatch.apply(tiny.build("llama"), name)
+    tokens = tiny.ids(2, 45)
+    mask = torch.ones_like(tokens)
+    mask[0, :6] = 0
+    where = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    model.set_attn_implementation("eager")
+    wanted = tiny.logits(model, tokens, attention_mask=mask, position_ids=where)[mask.bool()]
+    model.set_attn_implementation("sdpa")
+    found, cache = [], None
+    for start, stop in [(0, 9), *((i, i + 1) for i in range(9, 45))]:
+        output = model(
+            input_ids=tokens[:, start:stop], attention_mask=mask[:, :stop], position_ids=where[:, start:stop],
+            past_key_values=cache, use_cache=True,
+        )  # fmt: skip
+        found.append(output.logits)
+        cache = output.past_key_values
+    got = torch.cat(found, dim=1)[mask.bool()]
+    assert (got - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
+    chunked = any(band.unit > 1 for band in model.model.layers[0].self_attn.pospatch.score.bands(
+        model.model.layers[0].self_attn.pospatch.geometry))  # fmt: skip
+    assert any(steps) != chunked
+
+
+@pytest.mark.parametrize("name", SLICED)
+@torch.no_grad()
+def test_a_cache_that_was_cut_back_goes_on(steps: list[bool], name: str) -> None:
+    model, tokens = pospatch.apply(tiny.build("llama"), name), tiny.ids(1, 44)
+    other = tiny.ids(1, 60)[:, 44:50]
+    output = model(input_ids=tokens, use_cache=True)
+    for piece in other.split(1, dim=1):
+        output = model(input_ids=piece, past_key_values=output.past_key_values)
+    output.past_key_values.crop(-10)
+    again = model(input_ids=tokens[:, 40:41], past_key_values=output.past_key_values).logits
+    assert (again[:, -1] - tiny.logits(model, tokens[:, :41])[:, -1]).abs().max() < 3e-5 * max(1.0, float(again.std()))
+    assert all(steps)
+
+
+@torch.no_grad()
+def test_only_keys_of_the_window_are_turned_at_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    turned: list[int] = []
+    inner = _reindex.apply_rotation
+    monkeypatch.setattr(_reindex, "apply_rotation", lambda x, *rest: turned.append(x.shape[2]) or inner(x, *rest))
+    model, tokens = pospatch.apply(tiny.build("llama"), "rerope", window=5), tiny.ids(1, 41)
+    cache = model(input_ids=tokens[:, :40], use_cache=True).past_key_values
+    turned.clear()
+    model(input_ids=tokens[:, 40:], past_key_values=cache)
+    assert turned == [5, 5]  # one in each of two layers
+
+
+@pytest.mark.parametrize(("stack", "options"), [(["rope", "self_extend"], {}), (["yarn", "rerope"], {"factor": 2.0})])
+@torch.no_grad()
+def test_a_rotation_put_there_first_is_re_indexed(stack: list[str], options: dict[str, Any]) -> None:
+    """YaRN's amplitude stays on keys that are turned on."""
+    model, tokens = pospatch.apply(tiny.build("llama"), stack, **options), tiny.ids(1, 41)
+    assert _reindex.stored_form(model.model.layers[0].self_attn.pospatch) is not None
+    wanted = tiny.logits(model, tokens)
+    assert (decoded(model, tokens, 30) - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
