@@ -7,7 +7,6 @@ rotated by it, and a step turns only the keys of the ranges before it whose map 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +33,6 @@ def stored_form(state: State) -> Band | None:
     return bands[-1] if one_map or _plain(type(rotary)) else None
 
 
-@cache
 def _plain(kind: type[Rotary]) -> bool:
     return kind.rotate is Rotary.rotate and kind.cos_sin is Rotary.cos_sin
 
