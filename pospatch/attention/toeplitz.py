@@ -69,14 +69,15 @@ class _Toeplitz(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         wanted = ctx.needs_input_grad[3]
-        query, key, value, bias = ctx.saved_tensors[:4]
+        saved = ctx.saved_tensors  # once: under a checkpoint each look makes the forward again
+        query, key, value, bias, *_ = saved
         wide = torch.promote_types(query.dtype, torch.float32)
         dq, dk, dv = (torch.zeros_like(x, dtype=wide) for x in (query, key, value))
         dbias = torch.zeros_like(bias) if wanted else None
         most = BLOCK_SCORES // (query.shape[0] * query.shape[1] * key.shape[2]) if wanted else None
         for rows, columns in _blocks(query.shape[2], key.shape[2], ctx.causal, most):
             piece = _by_hand if wanted else _by_kernel
-            found = piece(ctx, grad, rows, columns)
+            found = piece(saved, ctx.scaling, grad, rows, columns)
             dq[:, :, rows] = found[0].flip(2)
             dk[:, :, columns] += found[1]
             dv[:, :, columns] += found[2]
@@ -103,29 +104,29 @@ def _mask(bias: Tensor, rows: slice, columns: slice, query: Tensor, key: Tensor)
     return bias.as_strided(size, (0, bias.stride(0), 1, 1), query.shape[2] - rows.stop)
 
 
-def _by_kernel(ctx: Any, grad: Tensor, rows: slice, columns: slice) -> tuple[Tensor, ...]:
-    query, key, value, bias, output, total = ctx.saved_tensors
+def _by_kernel(saved: Any, scaling: float, grad: Tensor, rows: slice, columns: slice) -> tuple[Tensor, ...]:
+    query, key, value, bias, output, total = saved
     grad, q, out, lse = (x[:, :, rows].flip(2) for x in (grad, query, output, total))
     mask = _mask(bias, rows, columns, query, key)
     k, v = key[:, :, columns], value[:, :, columns]
-    return tuple(_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=ctx.scaling))
+    return tuple(_backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask, scale=scaling))
 
 
-def _by_hand(ctx: Any, grad: Tensor, rows: slice, columns: slice) -> tuple[Tensor, ...]:
+def _by_hand(saved: Any, scaling: float, grad: Tensor, rows: slice, columns: slice) -> tuple[Tensor, ...]:
     """The same, and the gradient of the bias: that of the logits, summed along the diagonals."""
-    query, key, value, bias, output, total = ctx.saved_tensors
+    query, key, value, bias, output, total = saved
     group = query.shape[1] // key.shape[1]
     # heads that share keys lie in one matrix: (batch, kv_heads, group * rows, head_dim)
     grad, q, out, lse = (_grouped(x[:, :, rows].flip(2).to(bias.dtype), group) for x in (grad, query, output, total))
     k, v = (x[:, :, columns].to(bias.dtype) for x in (key, value))
-    logits = torch.matmul(q, k.transpose(2, 3)).mul_(ctx.scaling)
+    logits = torch.matmul(q, k.transpose(2, 3)).mul_(scaling)
     shape = (query.shape[0], query.shape[1], rows.stop - rows.start, columns.stop)
     logits.view(shape).add_(_mask(bias, rows, columns, query, key))
     weights = logits.sub_(lse[..., None]).exp_()
     dv = torch.matmul(weights.transpose(2, 3), grad)
     slopes = torch.matmul(grad, v.transpose(2, 3)).sub_((grad * out).sum(dim=-1, keepdim=True)).mul_(weights)
-    dq = torch.matmul(slopes, k).mul_(ctx.scaling).view(*shape[:3], -1)
-    dk = torch.matmul(slopes.transpose(2, 3), q).mul_(ctx.scaling)
+    dq = torch.matmul(slopes, k).mul_(scaling).view(*shape[:3], -1)
+    dk = torch.matmul(slopes.transpose(2, 3), q).mul_(scaling)
     return dq, dk, dv, _diagonals(slopes.view(shape).sum(dim=0))
 
 
