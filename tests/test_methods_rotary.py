@@ -106,10 +106,12 @@ def reindexed(
         return turn(x, positions[:, None, :, None].float() * inv_freq)
 
     key = k.repeat_interleave(q.shape[0] // k.shape[0], dim=0)
+    bands = method.bands(where)
     logits = banded_logits(
-        method.bands(where),
+        bands,
         q[None],
         key[None],
+        [rotate(key[None], band.key(key_positions[None])) for band in bands],
         query_positions[None],
         key_positions[None],
         where.scaling,
