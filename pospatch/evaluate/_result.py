@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from pospatch.errors import BadOption, UnsupportedHost
 
-__all__ = ["Cells", "Result", "compare", "describe_model", "write_json", "write_text"]
+__all__ = ["Cells", "Result", "compare", "describe_model", "versions", "write_json", "write_text"]
 
 _PACKAGES = ("pospatch", "torch", "transformers", "tokenizers")
 
@@ -122,6 +123,7 @@ class Cells:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, run: dict[str, Any]) -> None:
+        self.run, self.target = run, path
         base = Path(path) if path is not None else None
         if base is not None and base.suffix in (".json", ".png"):
             base = base.with_suffix("")
@@ -143,6 +145,17 @@ class Cells:
         if self.path is not None:
             # not strict: a loss may be NaN, and only this class reads the file
             write_text(self.path, json.dumps({"run": self.key, "cells": self.done}))
+
+    def conclude(self, started: float, **fields: Any) -> Result:
+        """The result of the complete run, written where the run has a path.
+
+        started: `time.monotonic()` when the task began; fields: those of `Result` that the run itself does not hold.
+        """
+        result = Result(**self.run, **fields, seconds=round(time.monotonic() - started, 1))
+        if self.target is not None:
+            result.save(self.target)
+        self.finish()
+        return result
 
     def finish(self) -> None:
         """Remove the file: the run is complete."""

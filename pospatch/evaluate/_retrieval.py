@@ -84,24 +84,14 @@ def grid(
     rows = [
         _row(length, depth, [cells[names[length, depth, trial]] for trial in range(n)]) for length, depth, n in plan
     ]
-    result = Result(
-        task=task,
-        protocol=protocol,
+    return cells.conclude(
+        started,
         label=label,
-        model=record,
-        options=options,
         lengths=lengths,
         rows=rows,
         n_scored_tokens=sum(answer["tokens"] for row in rows for answer in row["answers"]),
         summary=_summary(rows),
-        text=text,
-        seed=seed,
-        seconds=round(time.monotonic() - started, 1),
     )
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 class Reader:

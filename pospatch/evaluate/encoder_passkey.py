@@ -102,23 +102,15 @@ def encoder_passkey(
         }
         for length in wanted
     ]
-    result = Result(
-        task="encoder_passkey",
+    return cells.conclude(
+        started,
         protocol="longembed",
         label=label if cut is None else f"{label}, cut at {cut}",
-        model=record,
-        options=options,
         lengths=wanted,
         rows=rows,
         n_scored_tokens=0,
         summary={"rate": rows[-1]["rate"], "low": rows[-1]["low"], "high": rows[-1]["high"]},
-        seed=seed,
-        seconds=round(time.monotonic() - started, 1),
     )
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 def _check(queries: int, documents: int, cut: int | None, batch: int) -> None:

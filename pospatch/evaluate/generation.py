@@ -73,23 +73,14 @@ def generation(
             cells[f"{length}/{trial}"] = _run(model, tokenizer, tokens.window(0, length).to(device), new_tokens)
             advance()
     rows = [_row(length, [cells[f"{length}/{trial}"] for trial in range(repeats)]) for length in wanted]
-    result = Result(
-        task="generation",
-        protocol="greedy",
+    return cells.conclude(
+        started,
         label=label,
-        model=record,
-        options=options,
         lengths=wanted,
         rows=rows,
         n_scored_tokens=0,
         summary={name: rows[-1][name] for name in ("prompt_speed", "decode_speed", "cache_bytes", "peak_bytes")},
-        text=tokens.record,
-        seconds=round(time.monotonic() - started, 1),
     )
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 class _Clock:

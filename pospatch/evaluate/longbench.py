@@ -13,7 +13,7 @@ from pospatch.evaluate._harness import engine, language_model, score
 from pospatch.evaluate._limits import refuse_too_long
 from pospatch.evaluate._plot import draw_table as draw
 from pospatch.evaluate._progress import bar
-from pospatch.evaluate._result import Cells, Result, describe_model
+from pospatch.evaluate._result import Cells, Result, describe_model, versions
 from pospatch.evaluate._tokens import positive_lengths
 
 __all__ = ["PROTOCOLS", "draw", "longbench"]
@@ -75,23 +75,15 @@ def longbench(
         for name in todo:
             cells[name] = _figures(score(lm, tasks[name], samples), tokenizer, wanted[0])
             advance()
-    result = Result(
-        task="longbench",
+    return cells.conclude(
+        started,
         protocol="lm_eval",
         label=label,
-        model=record,
-        options=options,
-        lengths=wanted,
         rows=[{"length": wanted[0], "subtask": name, **cells[name]} for name in chosen],
         n_scored_tokens=0,
         summary={"mean": sum(cells[name]["score"] for name in chosen) / len(chosen)},
-        seconds=round(time.monotonic() - started, 1),
+        versions={**versions(), "lm_eval": version},
     )
-    result.versions["lm_eval"] = version
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 def _task(name: str, data: str | os.PathLike[str] | None) -> dict[str, Any]:

@@ -96,23 +96,14 @@ def longppl(
             if str(length) not in cells:
                 cells[str(length)] = scorer.row(length, short[: length - trunc], trunc, alpha, beta, advance)
     rows = [{"length": length, **cells[str(length)]} for length in wanted]
-    result = Result(
-        task="longppl",
-        protocol=protocol,
+    return cells.conclude(
+        started,
         label=label,
-        model=record,
-        options=options,
         lengths=wanted,
         rows=rows,
         n_scored_tokens=sum(row["n"] for row in rows),
         summary={"perplexity": rows[-1]["perplexity"], "key_tokens": rows[-1]["n"]},
-        text=tokens.record,
-        seconds=round(time.monotonic() - started, 1),
     )
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 class _Scorer:

@@ -92,24 +92,14 @@ def pair_ranking(
             own = _similarities(embed(model, passages, pooling, batch, advance))
             cells[str(length)] = _figures(own, before, torch.tensor(shared))
     rows = [{"length": length, "n": pairs, **cells[str(length)]} for length in wanted]
-    result = Result(
-        task="pair_ranking",
-        protocol=protocol,
+    return cells.conclude(
+        started,
         label=label,
-        model=record,
-        options=options,
         lengths=wanted,
         rows=rows,
         n_scored_tokens=0,
         summary={name: min(row[name] for row in rows) for name in ("pearson", "spearman")},
-        text=tokens.record,
-        seed=seed,
-        seconds=round(time.monotonic() - started, 1),
     )
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 def _pairs(

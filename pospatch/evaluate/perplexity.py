@@ -92,23 +92,14 @@ def perplexity(
         for row in _rows(length, [cells[f"{length}@{end}"] for end, _ in ends], bucket)
     ]
     rows = rows if protocol == "by_position" else _per_length(rows)
-    result = Result(
-        task="perplexity",
-        protocol=protocol,
+    return cells.conclude(
+        started,
         label=label,
-        model=record,
-        options=options,
         lengths=wanted,
         rows=rows,
         n_scored_tokens=sum(row["n"] for row in rows),
         summary=_summary(rows),
-        text=tokens.record,
-        seconds=round(time.monotonic() - started, 1),
     )
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 class _Scorer:

@@ -13,7 +13,7 @@ from pospatch.evaluate._harness import engine, language_model, score
 from pospatch.evaluate._limits import refuse_too_long
 from pospatch.evaluate._plot import draw_table as draw
 from pospatch.evaluate._progress import bar
-from pospatch.evaluate._result import Cells, Result, describe_model
+from pospatch.evaluate._result import Cells, Result, describe_model, versions
 from pospatch.evaluate._ruler import LOCAL, SUBTASKS, documents, new_tokens
 from pospatch.evaluate._tokens import positive_lengths, text_tokens
 
@@ -82,25 +82,16 @@ def ruler(
             advance()
     rows = [_row(name, length, cells[f"{name}/{length}"]) for length in wanted for name in chosen]
     means = {n: _mean([row["score"] for row in rows if row["length"] == n]) for n in wanted}
-    result = Result(
-        task="ruler",
+    return cells.conclude(
+        started,
         protocol="lm_eval",
         label=label,
-        model=record,
-        options=options,
         lengths=wanted,
         rows=rows,
         n_scored_tokens=0,
         summary={"mean": {str(length): mean for length, mean in means.items()}},
-        text=tokens.record,
-        seed=seed,
-        seconds=round(time.monotonic() - started, 1),
+        versions={**versions(), "lm_eval": version},
     )
-    result.versions["lm_eval"] = version
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 def _scores(lm: Any, subtask: str, docs: list[dict[str, Any]]) -> list[float]:

@@ -86,23 +86,14 @@ def short_guard(
             for index, new, old in zip(several, patched, before, strict=True):
                 cells[f"{length}@{index}"] = _sums(new, old)
     rows = [{"length": n, **paired([cells[f"{n}@{index}"] for index in range(windows)])} for n in wanted]
-    result = Result(
-        task="short_guard",
-        protocol=protocol,
+    return cells.conclude(
+        started,
         label=label,
-        model=record,
-        options=options,
         lengths=wanted,
         rows=rows,
         n_scored_tokens=sum(row["n"] for row in rows),
         summary={"change": rows[-1]["change"], "percent": rows[-1]["percent"]},
-        text=tokens.record,
-        seconds=round(time.monotonic() - started, 1),
     )
-    if path is not None:
-        result.save(path)
-    cells.finish()
-    return result
 
 
 def _trained(record: dict[str, Any]) -> int:
