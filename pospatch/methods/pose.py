@@ -6,14 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pospatch.geometry import Geometry
-from pospatch.methods._base import Forward, Index
-from pospatch.methods._draw import tokens_of, warn_full
-from pospatch.methods._options import integer
+from pospatch.methods._draw import Drawn
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoSE(Index):
+class PoSE(Drawn):
     """PoSE: in training, the second part of each window is moved far away, so that short windows train long distances.
 
     position[n] = n                          for n < first
@@ -37,28 +34,12 @@ class PoSE(Index):
         BadOption: length beyond the rows of the host's table.
     """
 
-    family: ClassVar[str] = "positions"
     source: ClassVar[str] = "PoSE, arXiv 2309.10400, section 3.2"
-    training_only: ClassVar[bool] = True
 
-    length: int | None = integer(None, low=2, high=2**22, optional=True)
-
-    def positions(self, positions: Tensor, geometry: Geometry, forward: Forward) -> Tensor:
-        draw = forward.generator()
-        if draw is None:
-            return positions
-        reach = self.target_length(geometry)
-        warn_full(self.name, positions, reach)
-        tokens = tokens_of(positions, forward)
+    def drawn(self, positions: Tensor, tokens: Tensor, reach: int, draw: torch.Generator) -> Tensor:
         share = torch.rand(2, tokens.shape[0], 1, generator=draw, dtype=torch.float64).to(positions.device)
         first = 1 + (share[0] * ((tokens + 1) // 2)).long()
         skip = (share[1] * (reach - tokens + 1).clamp(min=1)).long()
         return torch.where(
             positions < first, positions, (positions + skip).clamp(max=max(reach, positions.shape[1]) - 1)
         )
-
-    def furthest(self, geometry: Geometry) -> int:
-        return self.target_length(geometry)
-
-    def target_length(self, geometry: Geometry) -> int:
-        return self.length or geometry.length

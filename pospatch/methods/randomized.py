@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from pospatch.errors import BadOption
-from pospatch.geometry import Geometry
-from pospatch.methods._base import Forward, Index
-from pospatch.methods._draw import tokens_of, warn_full
-from pospatch.methods._options import integer
+from pospatch.methods._draw import Drawn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Randomized(Index):
+class Randomized(Drawn):
     """Randomized positions: in training, tokens stand at a sorted random sample of a much longer range of positions.
 
     position = sort(sample of C of {0 .. length - 1} without replacement), C the tokens; new for each sequence and step
@@ -35,33 +32,17 @@ class Randomized(Index):
         BadOption: a training sequence longer than `length`, or length beyond the rows of the host's table.
     """
 
-    family: ClassVar[str] = "positions"
     source: ClassVar[str] = "Randomized Positional Encodings, arXiv 2305.16843, section 3.1"
-    training_only: ClassVar[bool] = True
 
-    length: int | None = integer(None, low=2, high=2**22, optional=True)
-
-    def positions(self, positions: Tensor, geometry: Geometry, forward: Forward) -> Tensor:
-        draw = forward.generator()
-        if draw is None:
-            return positions
-        reach = self.target_length(geometry)
-        tokens = tokens_of(positions, forward)
+    def drawn(self, positions: Tensor, tokens: Tensor, reach: int, draw: torch.Generator) -> Tensor:
         most = int(tokens.max())
         if most > reach:
             raise BadOption(
                 f"randomized: a training sequence of {most} tokens cannot stand at a sample of {reach} positions; "
                 f"apply it with length={most} or more, or train on shorter sequences"
             )
-        warn_full(self.name, positions, reach)
         keys = torch.rand(tokens.shape[0], reach, generator=draw)
         sample = keys.topk(most, dim=1).indices.to(positions.device)
         beyond = torch.arange(most, device=positions.device) >= tokens  # rows with fewer tokens draw fewer
         sample = sample.masked_fill(beyond, reach).sort(dim=1).values.clamp(max=reach - 1)
         return sample.gather(1, positions.clamp(max=most - 1).expand(tokens.shape[0], -1))
-
-    def furthest(self, geometry: Geometry) -> int:
-        return self.target_length(geometry)
-
-    def target_length(self, geometry: Geometry) -> int:
-        return self.length or geometry.length
