@@ -14,7 +14,7 @@ from transformers.cache_utils import QuantizedLayer
 import pospatch
 from pospatch.engine._cache import unpack_state
 from pospatch.errors import UnsupportedHost
-from pospatch.methods._base import Contextual
+from pospatch.methods._base import Contextual, SummedRotation
 from pospatch.registry import method_class, names
 from tests import tiny
 
@@ -105,6 +105,21 @@ def test_left_padding_is_invisible_also_with_a_cache(host: str, name: str, optio
         for sizes in ([18], [9, 1, 8]):
             got = stepwise(model, padded, sizes, attention_mask=mask, position_ids=positions)
             assert gap(got[:, 4:], alone) < 2e-5
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", [n for n in ADAPTIVE if not issubclass(method_class(n), SummedRotation)])
+@torch.no_grad()
+def test_a_callers_own_mask_is_honoured(attention: str, name: str) -> None:
+    """Booleans of four dimensions, for several texts at once, one of them padded."""
+    model, tokens = patched("gpt2", name), tiny.ids(2, 12)
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, :5] = 0
+    where = (mask.cumsum(1) - 1).clamp(min=0)
+    wanted = tiny.logits(model, tokens, attention_mask=mask, position_ids=where)[mask.bool()]
+    model.set_attn_implementation(attention)
+    allowed = mask.bool()[:, None, None] & torch.ones(12, 12, dtype=torch.bool).tril()
+    assert gap(tiny.logits(model, tokens, attention_mask=allowed, position_ids=where)[mask.bool()], wanted) < 2e-5
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)

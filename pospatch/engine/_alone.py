@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pospatch.engine import _probe
 from pospatch.engine._plan import Plan
-from pospatch.engine._seams import KEYWORD, first_input, first_output
+from pospatch.engine._seams import KEYWORD, exchanged, first_input, first_output
 from pospatch.engine._sites import Sites
 from pospatch.engine._undo import Undo
 from pospatch.errors import SeamChanged
@@ -88,9 +88,9 @@ def _prove_one(
     axis = 1 if hidden.dim() > 2 else 0  # patches of many images come as one sequence without a batch
     order = torch.arange(hidden.shape[axis] - 1, -1, -1, device=hidden.device)
     turned = hidden.index_select(axis, order)
-    swap = lambda value: turned if value is hidden else value  # noqa: E731
     straight = first_output(module(*args, **kwargs))
-    moved = first_output(module(*map(swap, args), **{name: swap(value) for name, value in kwargs.items()}))
+    args, kwargs = exchanged(args, kwargs, hidden, turned)
+    moved = first_output(module(*args, **kwargs))
     gap = (straight.index_select(axis, order).float() - moved.float()).abs().max().item()
     size = straight.float().std().item() + 1e-12
     if not gap <= tolerance(straight.dtype) * max(size, 1e-3):

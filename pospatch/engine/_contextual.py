@@ -14,6 +14,7 @@ from pospatch.attention.blockwise import repeat_kv
 from pospatch.attention.contextual import contextual, folded_columns, running_sums, turned
 from pospatch.attention.fold import folded
 from pospatch.engine._cache import unpack_state
+from pospatch.engine._offsets import added, plain
 from pospatch.methods._base import Block, Contextual, SummedBias, SummedRotation
 
 if TYPE_CHECKING:
@@ -93,8 +94,9 @@ def _summed(
     kwargs: dict[str, Any],
 ) -> Any:
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    native, queries = kwargs.pop("position_bias", None), query.shape[2]
-    if base == "sdpa" and queries > 1 and native is None and _span(sums) <= SPAN:
+    queries, native = query.shape[2], kwargs.pop("position_bias", None)
+    simple = plain(base, kwargs)
+    if simple and native is None and queries > 1 and _span(sums) <= SPAN:
         bias = (sums[:, :, -1:] - sums).float()
         q, k, v = folded(query, key, value, folded_columns(bias, key.shape[1], scaling, key.dtype), scaling)
         output, weights = function(module, q, k, v, mask, **{**kwargs, "scaling": scaling})
@@ -105,15 +107,11 @@ def _summed(
         found = (own[:, :, rows, None] - sums[:, :, None, columns]).float()
         return found if native is None else found + native[:, :, rows if native.shape[2] > 1 else slice(None), columns]
 
-    if base == "sdpa" and is_large(query, key.shape[2]):
+    if simple and is_large(query, key.shape[2]):
         causal = is_causal_call(mask, queries, module, kwargs.get("is_causal"))
         dropout = kwargs.get("dropout", 0.0)
         return biased(query, key, value, mask, causal, offsets, scaling=scaling, dropout=dropout), None
-    bias = offsets(slice(None), slice(None)).to(query.dtype)
-    if base == "eager":
-        whole = bias if mask is None else mask[..., : key.shape[2]] + bias
-        return function(module, query, key, value, whole, **kwargs)
-    return function(module, query, key, value, mask, position_bias=bias, **kwargs)
+    return added(module, query, key, value, mask, offsets(slice(None), slice(None)), function, base, kwargs)
 
 
 def _span(sums: Tensor) -> float:

@@ -34,6 +34,7 @@ __all__ = [
     "carry",
     "counted",
     "dispatches",
+    "exchanged",
     "first_input",
     "first_output",
     "given_to",
@@ -181,6 +182,17 @@ def first_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if "hidden_states" in kwargs:
         return kwargs["hidden_states"]
     return next(value for value in kwargs.values() if torch.is_tensor(value) and value.dim() >= 3)
+
+
+def exchanged(
+    args: tuple[Any, ...], kwargs: dict[str, Any], old: Tensor, new: Tensor
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same arguments with one tensor in place of another, wherever it is passed."""
+
+    def swap(value: Any) -> Any:
+        return new if value is old else value
+
+    return tuple(map(swap, args)), {name: swap(value) for name, value in kwargs.items()}
 
 
 def first_output(output: Any) -> Tensor:

@@ -14,7 +14,16 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine import _probe
-from pospatch.engine._seams import CACHES, KEYWORD, first_input, first_output, identity_rotation, is_cross, register
+from pospatch.engine._seams import (
+    CACHES,
+    KEYWORD,
+    exchanged,
+    first_input,
+    first_output,
+    identity_rotation,
+    is_cross,
+    register,
+)
 from pospatch.engine._sites import Sites, inv_freqs
 from pospatch.engine._undo import Undo
 from pospatch.engine._view import real, view
@@ -176,9 +185,9 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
 
 def _own(module: nn.Module, hidden: Tensor) -> Seen:
     """A module with its own mathematics: q and k stay inside, so its config speaks."""
-    config = real(getattr(module, "config", None)) if getattr(module, "config", None) is not None else None
+    config = getattr(module, "config", None)
     names = ("num_attention_heads", "num_heads", "n_heads", "n_head")
-    holders = [holder for holder in (module, config) if holder is not None]
+    holders = (module,) if config is None else (module, real(config))
     heads = next((int(h) for n in names for o in holders if isinstance(h := getattr(o, n, None), int)), 1)
     return Seen(
         heads=heads,
@@ -198,18 +207,12 @@ def _is_causal(
     """True where another last token changes nothing of what the first one gets."""
     hidden = first_input(module, args, kwargs)
     other = torch.cat((hidden[:, :-1], hidden[:, -1:] + 1), dim=1)
-    swap = lambda value: other if value is hidden else value  # noqa: E731
-    keywords = {name: None if name in CACHES else value for name, value in kwargs.items()}
+    kwargs = {name: None if name in CACHES else value for name, value in kwargs.items()}
     with _probe.quiet(model):
-        outputs = [
-            module(*map(change, args), **{n: change(v) for n, v in keywords.items()}) for change in (_same, swap)
-        ]
-    first, second = map(first_output, outputs)
+        first = first_output(module(*args, **kwargs))
+        args, kwargs = exchanged(args, kwargs, hidden, other)
+        second = first_output(module(*args, **kwargs))
     return bool(torch.equal(first[:, 0], second[:, 0]))
-
-
-def _same(value: Any) -> Any:
-    return value
 
 
 def _watch_rotation(model: nn.Module, sites: Sites, watch: _Watch) -> None:

@@ -14,6 +14,7 @@ from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.fold import folded
 from pospatch.attention.toeplitz import takes_kernel, toeplitz
 from pospatch.engine import _banded, _contextual
+from pospatch.engine._offsets import added, plain
 from pospatch.methods._base import Bands, Bias, Contextual, Fold
 
 if TYPE_CHECKING:
@@ -78,18 +79,12 @@ def _rotated(query: Tensor, key: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     )
 
 
-def _plain(base: str, kwargs: dict[str, Any]) -> bool:
-    """True where attention is a softmax of q.k and nothing else: a softcap would squash a bias that is in q.k, a sink is no
-    key and so not free of what is constant in a row, and the host's own bias is a mask anyway."""
-    return base == "sdpa" and all(kwargs.get(name) is None for name in ("softcap", "s_aux", "position_bias"))
-
-
 def _may_fold(
     module: Any, method: Fold, query: Tensor, key: Tensor, mask: Any, call: Call, base: str, kwargs: dict[str, Any]
 ) -> bool:
     """Columns pay for many queries; a single one takes its bias as a row."""
     length = query.shape[2]
-    if length == 1 or not _plain(base, kwargs) or not method.folds(call.state.geometry, query.dtype):
+    if length == 1 or not plain(base, kwargs) or not method.folds(call.state.geometry, query.dtype):
         return False
     causal = is_causal_call(mask, length, module, kwargs.get("is_causal"))
     return not method.looks_back or looks_back(mask, causal, call.positions, call.key_positions(key.shape[2]))
@@ -112,7 +107,7 @@ def _biased(
     output = _by_distance(module, query, key, value, mask, call, key_positions, base, kwargs)
     if output is not None:
         return output, None
-    if _plain(base, kwargs) and is_large(query, key.shape[2]):
+    if plain(base, kwargs) and is_large(query, key.shape[2]):
         output = biased(
             query,
             key,
@@ -126,14 +121,10 @@ def _biased(
             dropout=kwargs.get("dropout", 0.0),
         )
         return output, None
-    bias = method.bias(call.positions, key_positions, weights, state.geometry).to(query.dtype)
+    bias = method.bias(call.positions, key_positions, weights, state.geometry)
     native = kwargs.pop("position_bias", None)
-    bias = bias if native is None else bias + native
-    if base == "eager":
-        return function(module, query, key, value, _joined(bias, mask, key.shape[2]), **kwargs)
-    if base == "flex_attention":  # it reads the bias of each element of the batch
-        bias = bias.expand(query.shape[0], -1, -1, -1)
-    return function(module, query, key, value, mask, position_bias=bias, **kwargs)
+    bias = bias if native is None else bias.to(query.dtype) + native
+    return added(module, query, key, value, mask, bias, function, base, kwargs)
 
 
 def _by_distance(
@@ -150,7 +141,7 @@ def _by_distance(
     """The output (batch, query, heads, d) where the bias is one of distance alone and the call a plain one, else None."""
     method: Bias = call.state.score  # type: ignore[assignment]
     queries, keys = query.shape[2], key.shape[2]
-    if queries == 1 or not _plain(base, kwargs) or kwargs.get("dropout") or not takes_kernel(query, key, value):
+    if queries == 1 or not plain(base, kwargs) or kwargs.get("dropout") or not takes_kernel(query, key, value):
         return None
     profile = method.profile(call.state.weights_of("score"), call.state.geometry)
     if profile is None:
@@ -163,15 +154,6 @@ def _by_distance(
     bias = profile(torch.arange(keys - 1, -queries, -1, device=query.device)).t()
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return toeplitz(query, key, value, bias, causal, scaling).transpose(1, 2).contiguous()
-
-
-def _joined(bias: Tensor, mask: Any, keys: int) -> Tensor:
-    """One additive mask for an eager function, which adds whatever it is given, a caller's booleans too."""
-    if mask is None:
-        return bias
-    if mask.dtype == torch.bool:
-        return bias.masked_fill(~mask[..., :keys], torch.finfo(bias.dtype).min)
-    return mask[..., :keys] + bias
 
 
 def _own(
@@ -230,8 +212,6 @@ def open_attention(
 ) -> Any:
     """Attention of the proof: every token sees every token and nothing positional of ours acts."""
     kwargs = {name: item for name, item in kwargs.items() if not (name == "position_bias" and state.drop_bias)}
-    if base == "sdpa":
+    if base == "sdpa":  # the others take no mask for no mask
         kwargs["is_causal"] = False
-    if base == "flex_attention":  # no mask means no mask in flex
-        return function(module, query, key, value, None, **kwargs)
     return function(module, query, key, value, None, **kwargs)
