@@ -23,17 +23,17 @@ OUTPUTS = ("last_hidden_state", "encoder_last_hidden_state")
 @contextmanager
 def quiet(model: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; each module's own mode and the random state come back."""
-    modes = [(module, module.training) for module in model.modules()]
+    training = [module for module in model.modules() if module.training]
     state = torch.get_rng_state()
     try:
-        for module, _ in modes:
+        for module in training:
             module.training = False
         with torch.no_grad():
             yield
     finally:
         torch.set_rng_state(state)
-        for module, mode in modes:
-            module.training = mode
+        for module in training:
+            module.training = True
 
 
 def tokens(model: Any) -> Tensor:

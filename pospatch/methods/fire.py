@@ -85,8 +85,8 @@ class FIRE(Bias):
         start, end = w["shift"], w["weight"] + w["shift"]
         line, switch = ((start >= 0) & (end >= 0)).detach(), (start.sign() * end.sign() < 0).detach()
         out = w["out"]
-        slope = out[:, line] @ w["weight"][line]
-        hidden = torch.relu(x * w["weight"][switch, None] + start[switch, None])
-        level = out[:, line] @ start[line]
+        slope, level = out[:, line] @ w["weight"][line], out[:, line] @ start[line]
         rows = torch.cat((slope[:, None], level[:, None], out[:, switch]), dim=1)
-        return rows, torch.cat((x, torch.ones_like(x), hidden), dim=0)
+        own = torch.stack((w["weight"][switch], start[switch]), dim=1)
+        lines = torch.cat((torch.eye(2, device=x.device), own), dim=0) @ torch.cat((x, torch.ones_like(x)), dim=0)
+        return rows, lines.relu_()  # x and 1, the first two, stay as they are
