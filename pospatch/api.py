@@ -13,7 +13,7 @@ from pospatch.errors import AlreadyPatched, BadOptionType, NotPatched, Unsupport
 if TYPE_CHECKING:
     from pospatch.methods._base import Method
 
-__all__ = ["apply", "patch_of", "remove", "unwrap"]
+__all__ = ["apply", "methods_of", "patch_of", "remove", "unwrap"]
 
 Model = TypeVar("Model")
 KEY = "_pospatch"
@@ -45,7 +45,7 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
     >>> model = pospatch.apply(model, "yarn", factor=4.0)  # doctest: +SKIP
     """
     target = unwrap(model)
-    added = _methods(method, options)
+    added = methods_of(method, options)
     _refuse_skeleton(target)
     from pospatch.checkpoint import adopt, arm
 
@@ -132,7 +132,8 @@ def unwrap(model: Any) -> Any:
     return inner
 
 
-def _methods(method: Any, options: dict[str, Any]) -> list[Method]:
+def methods_of(method: Any, options: dict[str, Any]) -> list[Method]:
+    """What `apply` takes as method objects, their options checked; no model is needed."""
     from pospatch.methods._base import Method
 
     if isinstance(method, Method):

@@ -132,6 +132,8 @@ def test_methods_are_read_with_their_options() -> None:
     assert method_of("t5_bias:num_buckets=8,max_distance=64") == ("t5_bias", {"num_buckets": 8, "max_distance": 64})
     with pytest.raises(BadOption, match="NAME=VALUE"):
         method_of("yarn:2")
+    with pytest.raises(PospatchError, match="Did you mean 'factor'"):
+        method_of("yarn:facter=2")
 
 
 @pytest.mark.parametrize(

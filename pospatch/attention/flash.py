@@ -88,17 +88,23 @@ def _distances(index: int, band: Band, length: int) -> list[Piece]:
 
 def _chunks(index: int, band: Band, length: int) -> list[Piece] | None:
     unit, back = band.unit, band.start
-    count = -(-length // unit)
+    full, rest = divmod(length, unit)
     if band.stop is None:
-        later = range(back, count)
+        later = range(back, full + bool(rest))
         return [
             Piece(index, _slice(b * unit, min((b + 1) * unit, length)), _slice(0, (b - back + 1) * unit), False)
             for b in later
         ]
     if band.stop != back + 1:
         return None
-    query, key = Part(back * unit, count - back, unit, 0, unit), Part(0, count - back, unit, 0, unit)
-    return [Piece(index, query, key, back == 0)]
+    found = []
+    if full > back:
+        query, key = Part(back * unit, full - back, unit, 0, unit), Part(0, full - back, unit, 0, unit)
+        found.append(Piece(index, query, key, back == 0))
+    if rest and full >= back:  # a call of its own: filled up to a whole chunk it would cost as much as one
+        before = (full - back) * unit
+        found.append(Piece(index, _slice(full * unit, length), _slice(before, min(before + unit, length)), back == 0))
+    return found
 
 
 def _slice(start: int, stop: int) -> Part:

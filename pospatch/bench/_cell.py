@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pospatch.api import methods_of
 from pospatch.errors import BadOption, suggest
 
 __all__ = ["LEVELS", "SHAPES", "WORKS", "Cell", "method_of"]
@@ -98,6 +99,9 @@ def method_of(words: str) -> tuple[str, dict[str, Any]]:
 
     >>> method_of("rope+yarn:factor=2")
     ('rope+yarn', {'factor': 2})
+
+    Raises:
+        UnknownName, BadOption: no such method or option, or words of another form.
     """
     name, _, given = words.partition(":")
     options: dict[str, Any] = {}
@@ -109,4 +113,5 @@ def method_of(words: str) -> tuple[str, dict[str, Any]]:
             options[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             options[key] = value
+    methods_of(name.split("+"), options)  # an unknown name or option now rather than after hours
     return name, options

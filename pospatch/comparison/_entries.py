@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pospatch import registry
+from pospatch.api import methods_of
 from pospatch.errors import BadOption
 
 __all__ = ["CONTROL", "Entry", "parse"]
@@ -64,14 +65,13 @@ def parse(methods: str | Sequence[str | Entry]) -> list[Entry]:
 def _entry(word: str) -> Entry:
     name, *parts = _split(word, ":")
     stack = tuple(name.strip().split("+"))
-    for each in stack:
-        registry.method_class(each)
     options: dict[str, Any] = {}
     for part in parts:
         option, equals, value = part.strip().partition("=")
         if not equals or not option.isidentifier() or option in options:
             raise BadOption(f"{part!r} of {word!r} must be NAME=VALUE, each name once: yarn:factor=2:beta_fast=16")
         options[option] = _value(value)
+    methods_of(list(stack), options)  # an unknown name or option now rather than after hours
     shown = " ".join(f"{option}={_short(value)}" for option, value in options.items())
     return Entry(label=f"{' + '.join(stack)} {shown}".strip(), methods=stack, options=options)
 
