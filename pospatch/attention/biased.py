@@ -50,10 +50,8 @@ def biased(
         columns = slice(0, min(rows.stop, keys) if causal else keys)
         offsets = bias(rows, columns).to(query.dtype)
         bar = additive(mask, causal, rows, query, keys)
-        if (
-            bar is not None
-        ):  # a finite floor: a row of minus infinities would be NaN, and spread from pads to all layers
-            floor = torch.finfo(query.dtype).min / 2
+        if bar is not None:
+            floor = torch.finfo(query.dtype).min / 2  # a row of minus infinities is NaN, and spreads from pads
             offsets = offsets + bar[..., columns].clamp(min=floor).to(query.dtype)
         return scaled_dot_product_attention(
             query[:, :, rows],
