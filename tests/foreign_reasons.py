@@ -83,7 +83,7 @@ REASONS: tuple[Reason, ...] = (
         tests=("test_from_pretrained_no_checkpoint",),
         places=("gpt2-learned",),
         says="You set `ignore_mismatched_sizes` to `False`",
-        why="hands the patched model's state to a model built from the base's config; a longer table only fits through a saved patch",
+        why="hands the patched model's state to one built from the base's config; a longer table only fits through a saved patch",
     ),
 )
 
