@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
+from pospatch.hosts import HOSTS, Host
 from tests.matrix import METHODS, Result, saved_results
 
 SUPPORT = Path(__file__).parent.parent / "SUPPORT.md"
@@ -16,6 +19,34 @@ every check: the output changes, cached decoding gives what one pass gives, left
 it was, `remove` brings every bit back; and where every method that does not fit was refused with its reason and left the model
 as it was. What a family cannot do natively (no cache, wrong left padding) is not asked of it.
 """
+
+
+def words(row: Host) -> int:
+    """What the first family of a row costs beside its own name: the wiring's, and each field that is set, with its values."""
+    ours = [getattr(row, item.name) for item in fields(Host) if item.name not in ("wiring", "families")]
+    usual = [item.default for item in fields(Host) if item.name not in ("wiring", "families")]
+    return 1 + sum(
+        1 + (len(value) if isinstance(value, tuple) else 1)
+        for value, was in zip(ours, usual, strict=True)
+        if value != was
+    )
+
+
+def costs() -> list[int]:
+    """The words that each family of pospatch/hosts added: its name, and for the first of a row the row."""
+    return [1 + (words(row) if first else 0) for row in HOSTS for first in (True, *[False] * (len(row.families) - 1))]
+
+
+def cost() -> str:
+    """What a family costs, as a sentence."""
+    each = costs()
+    detected = sum(result.status == "passes" and result.wiring == "detected" for result in saved_results())
+    return (
+        f"The {len(each)} families of pospatch/hosts stand in {len(HOSTS)} rows. {each.count(1)} of them added a word, their own "
+        f"name, to a row that was there; {len(HOSTS)} brought a row, of {min(map(words, HOSTS))} to {max(map(words, HOSTS))} "
+        f"words. The median over all is {statistics.median(each):g} word, the mean {statistics.mean(each):.1f}. "
+        f"{detected} variants that pass have no row at all: their wiring is detected, and proven on the model."
+    )
 
 
 def cell(said: str) -> str:
@@ -68,9 +99,11 @@ def markdown() -> str:
     return (
         f"{HEAD}\n"
         f"**{count['passes']} variants pass**, {count['refused']} are refused with a reason, {count['not built']} cannot be "
-        "built here from a config.\n\n"
+        "built here from a config. What transformers' and peft's own tests say of patched models: "
+        "[tests/FOREIGN.md](tests/FOREIGN.md).\n\n"
         "`+` holds; `pads`: holds, and pads on the left are counted, since the family hands no positions to its layers; empty: "
         "refused with a reason.\n\n"
+        f"## What a family costs\n\n{cost()}\n\n"
         f"## Passing\n\n{passing(results)}\n\n## Refused\n\n{others(results, 'refused')}\n\n"
         f"## Not built\n\n{others(results, 'not built')}\n"
     )

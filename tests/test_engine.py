@@ -282,3 +282,37 @@ def _gradients(model: Any, batches: list[Tensor], together: bool) -> dict[str, T
     for loss in losses:
         loss.backward()
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
+
+
+SCORED = [pair for pair in FITTING if registry.method_class(pair[1]).slot == "score"]
+
+
+@pytest.mark.parametrize(("host", "method"), _cases(SCORED))
+def test_the_attentions_that_are_returned_are_those_that_act(host: str, method: str) -> None:
+    """Attributions multiply them by their gradients, which a copy beside the output would not have."""
+    model = cells.patched(host, method, attention="eager")
+    tokens = tiny.ids()
+    extra = {"decoder_input_ids": tokens} if model.config.is_encoder_decoder else {}
+    output = model(input_ids=tokens, output_attentions=True, **extra)
+    attentions = output.encoder_attentions if extra else output.attentions
+    assert len(attentions) == 2
+    for weights in attentions:
+        weights.retain_grad()
+    output.logits.square().sum().backward()
+    for weights in attentions:
+        assert weights.grad is not None
+        assert weights.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("method", [method for method in cells.kinds() if cells.fits("llama", method)])
+@torch.no_grad()
+def test_faint_weights_show_the_same_rotation(method: str) -> None:
+    """What a layer does with positions does not depend on how loud its weights are."""
+    model = tiny.build("llama")
+    for value in model.parameters():
+        if value.dim() > 1:
+            value.mul_(1e-9)
+    cells.apply(model, "llama", method)
+    patched = vars(model)["_pospatch"]
+    loud = vars(cells.patched("llama", method))["_pospatch"]
+    assert [g.rotation is None for g in patched.layers.values()] == [g.rotation is None for g in loud.layers.values()]

@@ -13,7 +13,7 @@ import transformers as tf
 import pospatch
 from pospatch.engine.rotation import FrequencyModule
 from pospatch.errors import UnsupportedHost
-from tests import tiny
+from tests import cells, tiny
 from tests.test_checkpoint import AUTO, patched, tokens
 
 CASES = [
@@ -140,3 +140,30 @@ def test_a_skeleton_without_memory_is_refused(host: str, method: str) -> None:
     with pytest.raises(UnsupportedHost, match="no memory yet"):
         pospatch.apply(skeleton, method)
     assert [(name, type(module), sorted(vars(module))) for name, module in skeleton.named_modules()] == before
+
+
+@pytest.mark.parametrize("method", ["yarn", "rope", "t5_bias"])
+@pytest.mark.parametrize("host", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("concrete", [True, False])
+def test_fields_of_the_config_may_be_given(tmp_path: Path, host: str, method: str, concrete: bool) -> None:
+    """As for transformers' own from_pretrained: what is no option of loading is a field of the config."""
+    if not cells.fits(host, method):
+        assert method == "yarn"  # these hosts have no rotary encoding to scale
+        return
+    model = cells.patched(host, method)
+    model.save_pretrained(tmp_path)
+    head = tf.AutoModelForSequenceClassification
+    head = tf.AutoModelForSequenceClassification._model_mapping[type(tiny.build(host).config)] if concrete else head
+    given: dict[str, Any] = {
+        "num_labels": 7,
+        "use_cache": False,
+        "dtype": torch.bfloat16,
+        "attn_implementation": "eager",
+    }
+    loaded = pospatch.from_pretrained(tmp_path, auto_class=head, **given)
+    assert (loaded.config.num_labels, loaded.config.use_cache) == (7, False)
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.config._attn_implementation == "eager"
+    assert [m["method"] for m in loaded.config.pospatch["stack"]] == [
+        m["method"] for m in model.config.pospatch["stack"]
+    ]

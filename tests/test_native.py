@@ -12,8 +12,8 @@ import transformers as tf
 import pospatch
 from pospatch import registry
 from pospatch.engine._seams import carry
-from pospatch.errors import PospatchError
-from pospatch.methods._base import Rotary
+from pospatch.errors import PospatchError, UnsupportedHost
+from pospatch.methods._base import Bands, Rotary, Scaling
 from tests import cells, tiny
 
 SHAPES = {
@@ -96,6 +96,42 @@ def test_equal_to_transformers_to_the_bit(name: str, shape: str) -> None:
     again = tf.LlamaForCausalLM(reloaded).eval()
     again.load_state_dict(ours.state_dict())
     assert torch.equal(tiny.logits(again, tiny.ids(2, 90)), tiny.logits(ours, tiny.ids(2, 90)))
+
+
+LENGTH_DEPENDENT = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 8,
+        "short_factor": [1.0] * 4,
+        "long_factor": [3.0] * 4,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "method", [m for m in registry.names() if issubclass(registry.method_class(m), Scaling | Bands)]
+)
+@pytest.mark.parametrize("kind", LENGTH_DEPENDENT)
+@torch.no_grad()
+def test_a_rotation_that_changes_with_the_length_is_not_taken_for_a_fixed_one(kind: str, method: str) -> None:
+    """The config's own scaling would be dropped without a word; put first, a fixed rotation says that it goes."""
+    model, tokens = tiny.spread(tiny.llama(rope_parameters=LENGTH_DEPENDENT[kind])), tiny.ids(1, 60)
+    before = tiny.logits(model, tokens)
+    example = {**cells.battery(method), **tiny.options(method, tiny.build("llama"))}
+    with pytest.raises(UnsupportedHost, match="changes them with the length"):
+        pospatch.apply(model, method, **example)
+    assert torch.equal(tiny.logits(tiny.spread(model), tokens), before)
+    pospatch.apply(model, ["rope", (method, example)])
+    assert not torch.allclose(tiny.logits(model, tokens), before)
+
+
+def test_lists_of_longrope_that_are_equal_are_one_fixed_spectrum() -> None:
+    parameters = {**LENGTH_DEPENDENT["longrope"], "short_factor": [3.0] * 4}
+    model = pospatch.apply(tiny.spread(tiny.llama(rope_parameters=parameters)), "self_extend", group_size=2, window=4)
+    assert pospatch.inspect(model).native is False
 
 
 def test_ntk_is_a_new_base() -> None:

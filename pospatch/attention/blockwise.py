@@ -50,7 +50,7 @@ def blockwise(
     batch, heads, length, _ = query.shape
     keys = value.shape[2]
     size = max(1, min(length, BLOCK_SCORES // max(1, batch * heads * keys)))
-    outputs, kept = [], []
+    parts = []
     for start in range(0, length, size):
         rows = slice(start, min(start + size, length))
         bar = additive(mask, causal, rows, query, keys)
@@ -61,11 +61,10 @@ def blockwise(
             scores = scores.masked_fill(~seen[:, None], float("-inf"))
         weights = softmax(scores if bar is None else scores + bar, sinks)
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
-        outputs.append(torch.matmul(weights, value))
-        if need_weights:
-            kept.append(weights)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return output.transpose(1, 2).contiguous(), torch.cat(kept, dim=2) if need_weights else None
+        parts.append(weights if need_weights else torch.matmul(weights, value))
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    output = torch.matmul(whole, value) if need_weights else whole  # weights that are returned are those that act
+    return output.transpose(1, 2).contiguous(), whole if need_weights else None
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:

@@ -58,7 +58,7 @@ def contextual(
     batch, heads, length, _ = query.shape
     keys = key.shape[2]
 
-    def block(rows: slice) -> tuple[Tensor, Tensor]:
+    def block(rows: slice) -> Tensor:
         columns = slice(0, min(rows.stop, keys) if causal else keys)
         scores = torch.matmul(query[:, :, rows], key[:, :, columns].transpose(2, 3)).float() * scaling
         bar = additive(mask, causal, rows, query, keys)
@@ -74,18 +74,14 @@ def contextual(
             scores = softcap * torch.tanh(scores / softcap)
         weights = softmax(scores if bar is None else scores + bar, sinks)
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
-        return torch.matmul(weights, value[:, :, columns]), weights
+        return weights if need_weights else torch.matmul(weights, value[:, :, columns])
 
     blocks = row_blocks(length, BLOCK_SCORES // max(1, batch * heads * keys * planes))
     again = torch.is_grad_enabled() and batch * heads * length * keys > KEPT_SCORES and not need_weights
-    outputs, kept = [], []
-    for rows in blocks:
-        output, weights = checkpoint(block, rows, use_reentrant=False) if again else block(rows)
-        outputs.append(output)
-        if need_weights:
-            kept.append(weights)
-    joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
-    return joined.transpose(1, 2).contiguous(), torch.cat(kept, dim=2) if need_weights else None
+    parts = [checkpoint(block, rows, use_reentrant=False) if again else block(rows) for rows in blocks]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    output = torch.matmul(whole, value) if need_weights else whole  # weights that are returned are those that act
+    return output.transpose(1, 2).contiguous(), whole if need_weights else None
 
 
 def running_sums(state: Tensor, seen: Tensor | None) -> Tensor:

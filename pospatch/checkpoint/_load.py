@@ -15,6 +15,11 @@ from pospatch.errors import BadOptionType, CheckpointError
 __all__ = ["from_pretrained", "load", "read_tensors"]
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+FOR_WEIGHTS = (
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+)  # how weights are read, though configs have fields of these names
 
 
 def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None, **kwargs: Any) -> Any:
@@ -52,11 +57,12 @@ def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None
 def _concrete(model_class: Any, path: Any, kwargs: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    hub = {name: kwargs[name] for name in HUB if name in kwargs}
-    config = AutoConfig.from_pretrained(path, **hub)
-    if isinstance(config, PospatchConfig):
-        return load(model_class, path, (), config, kwargs)
-    return model_class.from_pretrained(path, **kwargs)
+    fields = {name: value for name, value in kwargs.items() if name not in FOR_WEIGHTS}
+    config, rest = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **fields)
+    if not isinstance(config, PospatchConfig):
+        return model_class.from_pretrained(path, **kwargs)
+    kept = {name: kwargs[name] for name in (*HUB, *FOR_WEIGHTS) if name in kwargs}
+    return load(model_class, path, (), config, {**rest, **kept})
 
 
 def load(model_class: Any, path: Any, args: tuple[Any, ...], config: PospatchConfig, kwargs: dict[str, Any]) -> Any:

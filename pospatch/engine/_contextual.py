@@ -100,7 +100,7 @@ def _summed(
         bias = (sums[:, :, -1:] - sums).float()
         q, k, v = folded(query, key, value, folded_columns(bias, key.shape[1], scaling, key.dtype), scaling)
         output, weights = function(module, q, k, v, mask, **{**kwargs, "scaling": scaling})
-        return output[..., : value.shape[-1]], weights
+        return output[..., : value.shape[-1]].contiguous(), weights  # some hosts take a view of it
     own = _own(call, sums, queries)
 
     def offsets(rows: slice, columns: slice) -> Tensor:

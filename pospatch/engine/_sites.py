@@ -217,7 +217,21 @@ def _rotation(module: nn.Module, buffer: str, label: str | None) -> Rotation:
     rope_type = str(parameters.get("rope_type") or "default")
     exact, factor = _recomputed(module, label, rope_type) if config is not None else (None, 1.0)
     inv_freq = exact if exact is not None and exact.shape == now.shape else now.float()
-    return Rotation(dim=2 * now.shape[-1], theta=theta, inv_freq=inv_freq, attention_factor=factor, rope_type=rope_type)
+    return Rotation(
+        dim=2 * now.shape[-1],
+        theta=theta,
+        inv_freq=inv_freq,
+        attention_factor=factor,
+        rope_type=rope_type,
+        fixed=_is_fixed(rope_type, parameters),
+    )
+
+
+def _is_fixed(rope_type: str, parameters: dict[str, Any]) -> bool:
+    """False for the two of transformers' types that update their frequencies in a forward."""
+    if rope_type == "longrope":
+        return bool(parameters.get("short_factor") == parameters.get("long_factor"))
+    return "dynamic" not in rope_type
 
 
 def rope_parameters(config: Any, label: str | None) -> dict[str, Any]:

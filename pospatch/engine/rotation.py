@@ -122,4 +122,9 @@ def respin(model: nn.Module, sites: Sites, spectra: dict[str | None, tuple[Tenso
 def clear(sites: Sites, undo: Undo) -> None:
     """Turn every native rotation into the identity, whatever layout the family returns."""
     for module in sites.rotary.values():
+        kind = vars(module).get("rope_type")
+        if kind is not None:  # no update by length from a config that says something else from now on
+            undo.set_attribute(
+                module, "rope_type", "default" if isinstance(kind, str) else dict.fromkeys(kind, "default")
+            )
         undo.hook(module.register_forward_hook(still_rotary))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pospatch.errors import BadOption, BadOptionType, UnsupportedHost, suggest
-from pospatch.geometry import Geometry
+from pospatch.geometry import Geometry, Rotation
 from pospatch.methods._distance import by_distance
 from pospatch.methods._options import check
 
@@ -326,6 +326,7 @@ class Scaling(Rotary):
             raise UnsupportedHost(
                 f"{self.name} scales a rotary encoding and this model has none; put one there first: apply(model, ['rope', ...])"
             )
+        _needs_fixed(self.name, geometry.rotation)
 
 
 class QueryScale(Method):
@@ -429,6 +430,17 @@ class Bands(Method):
                 f"{self.name} re-indexes a rotary encoding and this model has none; "
                 f"put one there first: apply(model, ['rope', {self.name!r}])"
             )
+        _needs_fixed(self.name, geometry.rotation)
+
+
+def _needs_fixed(name: str, rotation: Rotation) -> None:
+    """Refuse to take frequencies for fixed ones that the host changes with the length of its input."""
+    if not rotation.fixed:
+        raise UnsupportedHost(
+            f"{name} reads the frequencies of the rotary encoding, and this model changes them with the length of its input "
+            f"(rope_type={rotation.rope_type!r}), so there is no spectrum to scale or re-index; put a fixed one there first: "
+            f"apply(model, ['rope', {name!r}])"
+        )
 
 
 @dataclass
