@@ -51,6 +51,7 @@ class Geometry:
         table: the trained table of positions without its offset rows, shape (rows, width), or None.
         window: tokens that a query of this layer sees at most, itself included, or None where nothing limits it.
         grid: rows and columns of patches for a vision encoder, or None.
+        prefix: tokens that stand before the patches, where there is a grid.
     """
 
     heads: int
@@ -66,6 +67,7 @@ class Geometry:
     table: torch.Tensor | None = None
     window: int | None = None
     grid: tuple[int, ...] | None = None
+    prefix: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)

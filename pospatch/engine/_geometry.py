@@ -44,6 +44,7 @@ def geometries(model: Any, sites: Sites, seen: dict[str, Seen]) -> dict[str, Geo
         for layer, path in enumerate(paths):
             config = _config(model, sites.attention[path])
             facts = seen[path]
+            grid = _grid(config, facts.length)
             length = table.rows if table is not None else trained_length(config) or 512
             found[path] = Geometry(
                 layer=layer,
@@ -58,7 +59,8 @@ def geometries(model: Any, sites: Sites, seen: dict[str, Seen]) -> dict[str, Geo
                 scaling=facts.scaling,
                 rotation=_rotation(native, config, layer, facts),
                 table=table.matrix()[table.offset :].float() if table is not None else None,
-                grid=_grid(config, facts.length),
+                grid=grid,
+                prefix=0 if grid is None else facts.length - grid[0] * grid[1],
             )
     return found
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pospatch.errors import UnsupportedHost
 
-__all__ = ["device_of", "forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
+__all__ = ["device_of", "forward", "grid_of", "inputs", "patch_of", "quiet", "reads_text", "tokens"]
 
 LENGTH = 8
 OUTPUTS = ("last_hidden_state", "encoder_last_hidden_state")
@@ -145,6 +145,12 @@ def grid_of(config: Any) -> tuple[int, int] | None:
         return None
     (height, width), (tall, wide) = _pair(size), _pair(patch)
     return (height // tall, width // wide) if tall and wide and height >= tall and width >= wide else None
+
+
+def patch_of(config: Any) -> tuple[int, int] | None:
+    """Height and width of a patch in pixels, or None where a config names no patches."""
+    patch = getattr(config, "patch_size", None)
+    return None if patch is None else _pair(patch)
 
 
 def _pair(size: Any) -> tuple[int, int]:

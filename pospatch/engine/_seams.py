@@ -94,6 +94,9 @@ def call_of(
     layer: int | None = None,
 ) -> Call:
     """What one call of an attention module knows of positions; `layer` is its place in the cache, where several share it."""
+    geometry = state.geometry
+    if state.door is not None and not state.proof:
+        geometry, position_ids = state.door.read(geometry, position_ids, hidden.shape[1])
     if position_ids is not None and position_ids.dim() != 2:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
@@ -118,7 +121,16 @@ def call_of(
                 "family does not hand keyword arguments down to its attention"
             )
         read = state.reindex(position_ids, module.training, forward)
-    call = Call(state=state, positions=read, true=position_ids, cache=cache, seen=seen, offset=offset, hidden=hidden)
+    call = Call(
+        state=state,
+        positions=read,
+        true=position_ids,
+        geometry=geometry,
+        cache=cache,
+        seen=seen,
+        offset=offset,
+        hidden=hidden,
+    )
     if cache is not None and state.needs_key_positions and isinstance(seen, int) and not torch.compiler.is_compiling():
         call.record = extend_record(cache, seen, read, hidden.shape[0])
     return call

@@ -40,6 +40,7 @@ class Host:
         opened: buffers of a module that hold the causal triangle, set open during the proof.
         order: what knows the order of tokens beside the four sites (recurrent layers, convolutions, windows) and stays; the
             proof then looks at each attention alone.
+        steps: the argument of the model's forward that holds the position of each step, where a step is several tokens.
         cross: names of cross-attention modules, which share no axis and are left alone.
         note: what a user of this family should know.
     """
@@ -58,6 +59,7 @@ class Host:
     hushed: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     order: str = ""
+    steps: str = ""
     cross: tuple[str, ...] = CROSS
     note: str = ""
 

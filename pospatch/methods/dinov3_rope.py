@@ -26,7 +26,7 @@ class DINOv3RoPE(Rotary):
     Args:
         rope_theta: base of the frequencies, above 1; 100 in the paper.
         prefix: tokens before the first patch, which do not turn; 5 in DINOv3 (class token and 4 registers), 1 for ViT.
-        rows, columns: the grid of patches; None is the model's own. Give both for images of another size.
+        rows, columns: the grid of patches; None reads it from the size of the images of each call.
 
     Departs: coordinates are not shifted, jittered or rescaled at random in training.
 

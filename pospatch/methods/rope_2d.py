@@ -25,7 +25,7 @@ class RoPE2D(Rotary):
     Args:
         rope_theta: base of the frequencies, above 1; 100 in the paper.
         prefix: tokens before the first patch (class token, registers), which do not turn; 1 for ViT.
-        columns: patches in a row; None is the model's own grid. Give it for images of another size.
+        columns: patches in a row; None reads it from the size of the images of each call.
 
     Departs: pairs are dimensions i and i + dim / 2, the authors' are 2i and 2i + 1.
 

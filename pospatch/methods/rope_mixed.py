@@ -25,7 +25,7 @@ class RoPEMixed(Rotary):
     Args:
         rope_theta: base of the magnitudes at the start, above 1; 10 in the paper.
         prefix: tokens before the first patch (class token, registers), which do not turn; 1 for ViT.
-        columns: patches in a row; None is the model's own grid. Give it for images of another size.
+        columns: patches in a row; None reads it from the size of the images of each call.
         seed: of the random direction that each head starts with; layers differ.
 
     Departs: query heads that share a key share their frequencies. Train them without weight decay, as the authors do.
