@@ -18,7 +18,7 @@ __all__ = ["geometries", "layer_type", "trained_length"]
 
 PREFIX = 16  # class tokens and registers that may stand before the patches
 
-LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
+LENGTH_FIELDS = ("max_ep_len", "max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
 
 
 def trained_length(config: Any) -> int | None:

@@ -83,6 +83,8 @@ def inputs(model: Any) -> dict[str, Tensor]:
         return _packed_patches(base)
     if name == "input_ids":
         return {"input_ids": tokens(model)}
+    if "timesteps" in _parameters(base) and hasattr(base.config, "act_dim"):
+        return _trajectory(base)
     example = next(iter(base.parameters()))
     dtype = example.dtype if example.dtype.is_floating_point else torch.float32
     complaint: Exception | None = None
@@ -110,6 +112,15 @@ def _packed_patches(base: Any) -> dict[str, Tensor]:
     patches = torch.randn((16, size), generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
     first = next(name for name in _parameters(base) if name != "self")
     return {first: patches, "grid_thw": torch.tensor([[1, 4, 4]], device=example.device)}
+
+
+def _trajectory(base: Any) -> dict[str, Tensor]:
+    """A short trajectory: returns to go, states and actions, a time step each."""
+    example, generator = next(base.parameters()), torch.Generator().manual_seed(0)
+    sizes = {"states": base.config.state_dim, "actions": base.config.act_dim, "returns_to_go": 1}
+    steps = torch.arange(LENGTH, device=example.device)[None]
+    drawn = {name: torch.randn(1, LENGTH, size, generator=generator).to(example) for name, size in sizes.items()}
+    return {**drawn, "timesteps": steps, "attention_mask": torch.ones_like(steps)}
 
 
 def _base(model: Any) -> Any:
