@@ -59,6 +59,8 @@ def carry_out(plan: Plan, patch: Patch) -> None:
             undo.hook(module.register_forward_hook(note_positions, with_kwargs=True))
     _reindex(plan, patch)
     patch.native = _native.write(model, patch, plan)
+    if isinstance(table_method, Embedding):
+        plan.sites.reprobe(model)
     record = {
         "version": RECORD_VERSION,
         "native": patch.native,

@@ -51,7 +51,8 @@ class EmptyTable(nn.Module):
         else:
             persistent = tensor not in original._non_persistent_buffers_set
             self.register_buffer(tensor, original._buffers[tensor], persistent=persistent)
-        vars(self)["padding_idx"] = getattr(original, "padding_idx", None)
+        for name in ("padding_idx", "num_embeddings"):  # hosts ask them of the table that they know
+            vars(self)[name] = getattr(original, name, None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         weight = getattr(self, self.tensor)
