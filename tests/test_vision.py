@@ -15,9 +15,10 @@ import transformers as tf
 from torch import Tensor
 
 import pospatch
-from pospatch.errors import UnsupportedHost
-from pospatch.registry import method_class, names
-from tests import families
+from pospatch.errors import BadOption, UnsupportedHost
+from pospatch.geometry import Geometry
+from pospatch.registry import build, method_class, names
+from tests import families, tiny
 
 GRID = [name for name in names() if "prefix" in {item.name for item in fields(method_class(name))}]
 START = {"log_cpb": {"axes": 2, "zero_init": False}}  # a bias that starts at zero shows nothing
@@ -193,3 +194,28 @@ def test_layers_called_alone_say_that_they_do_not_know() -> None:
         layer(torch.zeros(1, 17, 32))  # as many tokens as an image that the model is made for
         with pytest.raises(UnsupportedHost, match="no image had so many"):
             layer(torch.zeros(1, 31, 32))
+
+
+@pytest.mark.parametrize(
+    "family", ["vit", "dinov2_with_registers", "clip_vision_model", "siglip_vision_model", "ijepa"]
+)
+@pytest.mark.parametrize("layout", ["interleaved", "half", "whisper"])
+def test_sines_of_rows_and_columns(family: str, layout: str) -> None:
+    """Each patch's vector is that of its row, then that of its column, as the one-dimensional table has them."""
+    model = pospatch.apply(built(family), "sinusoidal", axes=2, layout=layout)
+    name = next(name for name in model.state_dict() if "position_embedding" in name)
+    table = model.state_dict()[name].view(-1, 32)
+    before = len(table) - 16
+    one = build("sinusoidal", layout=layout, length=4).table(Geometry(heads=1, head_dim=16, width=16, length=4))
+    assert not table[:before].any()
+    for row in range(4):
+        for column in range(4):
+            assert torch.equal(table[before + 4 * row + column], torch.cat((one[row], one[column])))
+    assert hidden(model, images((48, 48))).shape[1] == before_patches(family) + 36
+
+
+def test_sines_of_two_axes_say_what_they_need() -> None:
+    with pytest.raises(BadOption, match="leave length=9 out"):
+        build("sinusoidal", axes=2, length=9)
+    with pytest.raises(UnsupportedHost, match="no 2-D grid"):
+        pospatch.apply(tiny.build("bert"), "sinusoidal", axes=2)
