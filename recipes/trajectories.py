@@ -6,8 +6,8 @@
 The environment is gymnasium's CartPole-v1 of which only the two positions are seen, not the two speeds: the model must look back
 in time. A scripted driver, which sees everything and is made to err, gives the episodes. The table of time steps ends where
 training ends, so that the model cannot run on: the table is made longer, or another method put in its place; each is then trained
-a little more on the same short episodes. Scored are how often the model would do at a step of long episodes of the driver what the
-driver means to do, and the share of a long episode of its own for which it keeps the pole up.
+a little more on the same short episodes. Scored are how often the model would do at a step of long episodes of the driver what
+the driver means to do, and the share of a long episode of its own for which it keeps the pole up.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -12,10 +12,13 @@ from torch import Tensor
 from pospatch.engine._forward import arguments, here, parameters
 from pospatch.engine._probe import patch_of
 from pospatch.engine._view import real
-from pospatch.errors import UnsupportedHost
+from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry
 
-__all__ = ["PIXELS", "Door", "door_around"]
+if TYPE_CHECKING:
+    from pospatch.engine._state import State
+
+__all__ = ["PIXELS", "Door", "Given", "door_around", "told"]
 
 PIXELS = "pixel_values"
 
@@ -55,11 +58,6 @@ class Door:
     def ends(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook: forgets."""
         self.now.pop(here(), None)
-
-    def read(self, trained: Geometry, positions: Tensor | None, tokens: int) -> tuple[Geometry, Tensor | None]:
-        """A layer's geometry and the positions for this call of so many tokens, from what came with it and what was said here."""
-        steps = self.steps(tokens)
-        return self.geometry(trained, tokens), positions if steps is None else steps
 
     def geometry(self, trained: Geometry, tokens: int) -> Geometry:
         """A layer's geometry for this call: the grid is that of its images."""
@@ -102,6 +100,41 @@ class Door:
             f"attention over {patches} patches outside a forward of the model, and {shapes}: which row each one is in is not "
             "known. Train on images of changing shape without gradient checkpointing, and call the model with pixel_values"
         )
+
+
+@dataclass
+class Given:
+    """Coordinates that the caller gives to all attention modules of a patch, by thread: (batch or 1, length), or
+    (axes, batch or 1, length)."""
+
+    now: dict[int, Tensor] = field(default_factory=dict)
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """Those of this call, on its device."""
+        where = self.now.get(here())
+        if where is None:
+            raise UnsupportedHost(
+                "an attention module was called outside the thread and the block that gave it coordinates, as gradient "
+                "checkpointing does on a GPU; train without it, and call backward inside the block"
+            )
+        if where.shape[-1] != hidden.shape[1] or where.shape[-2] not in (1, hidden.shape[0]):
+            raise BadOption(
+                f"coordinates are for {where.shape[-2]} sequences of {where.shape[-1]} tokens, and the call has "
+                f"{hidden.shape[0]} of {hidden.shape[1]}"
+            )
+        return where.to(hidden.device)
+
+
+def told(state: State, positions: Tensor | None, hidden: Tensor) -> tuple[Geometry, Tensor | None]:
+    """A layer's geometry and the positions of this call, from what came with it, the model's door, or the caller."""
+    if state.proof:
+        return state.geometry, positions
+    geometry = state.geometry
+    if state.door is not None:
+        geometry = state.door.geometry(geometry, hidden.shape[1])
+        steps = state.door.steps(hidden.shape[1])
+        positions = positions if steps is None else steps
+    return geometry, positions if state.given is None else state.given.read(hidden)
 
 
 def door_around(model: nn.Module, path: str, argument: str) -> tuple[str, Door] | None:

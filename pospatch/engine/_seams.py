@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pospatch.engine import score
 from pospatch.engine._cache import CacheView, extend_record, self_attention
+from pospatch.engine._door import told
 from pospatch.engine._forward import FORWARD
 from pospatch.engine._state import Call, State
 from pospatch.engine._view import PREFIX
@@ -94,13 +95,11 @@ def call_of(
     layer: int | None = None,
 ) -> Call:
     """What one call of an attention module knows of positions; `layer` is its place in the cache, where several share it."""
-    geometry = state.geometry
-    if state.door is not None and not state.proof:
-        geometry, position_ids = state.door.read(geometry, position_ids, hidden.shape[1])
-    if position_ids is not None and position_ids.dim() != 2:
+    if position_ids is not None and position_ids.dim() != 2 and state.given is None:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
         )
+    geometry, position_ids = told(state, position_ids, hidden)
     seen: Any = 0
     offset: Any = 0
     length = hidden.shape[1]
@@ -268,7 +267,7 @@ def _attention(base: str) -> Callable[..., Any]:
                 f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense"
             )
         if (
-            call.cache is None and call.positions.shape[1] != query.shape[2]
+            call.cache is None and call.positions.shape[-1] != query.shape[2]
         ):  # images in one sequence, called one by one
             call = replace(call, positions=torch.arange(query.shape[2], device=query.device)[None])
         if not call.state.reached:

@@ -44,6 +44,9 @@ class DINOv3RoPE(Rotary):
     rows: int | None = integer(None, optional=True)
     columns: int | None = integer(None, optional=True)
 
+    def numbers_taken(self) -> int:
+        return 0  # it makes coordinates of the order of the patches itself
+
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
         check_grid(self.name, geometry)

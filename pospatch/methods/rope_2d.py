@@ -42,6 +42,9 @@ class RoPE2D(Rotary):
     prefix: int = integer(1, low=0)
     columns: int | None = integer(None, optional=True)
 
+    def numbers_taken(self) -> int:
+        return 0  # it makes coordinates of the order of the patches itself
+
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
         check_grid(self.name, geometry)

@@ -44,6 +44,9 @@ class RoPEMixed(Rotary):
     columns: int | None = integer(None, optional=True)
     seed: int = integer(0, low=0)
 
+    def numbers_taken(self) -> int:
+        return 0  # it makes coordinates of the order of the patches itself
+
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
         check_grid(self.name, geometry)
