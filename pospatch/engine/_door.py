@@ -10,7 +10,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine._forward import arguments, here, parameters
-from pospatch.engine._probe import patch_of
+from pospatch.engine._probe import Cut, cut_of
 from pospatch.engine._view import real
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PIXELS", "Door", "Given", "door_around", "told"]
 
-PIXELS = "pixel_values"
+PIXELS = (
+    "pixel_values",
+    "input_values",
+)  # images (batch, channels, height, width), spectrograms (batch, frames, bands)
 
 
 class Said(NamedTuple):
@@ -38,11 +41,11 @@ class Door:
     long as it came with one shape of images only.
 
     Args:
-        patch: height and width of a patch in pixels, or None where the model takes no images.
+        cut: how images are cut into patches, or None where the model takes none.
         argument: the argument that holds the time steps, or "".
     """
 
-    patch: tuple[int, int] | None = None
+    cut: Cut | None = None
     argument: str = ""
     now: dict[int, Said] = field(default_factory=dict)
     grids: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class Door:
     def begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: notes what the call says."""
         call = arguments(module, args, kwargs)
-        said = Said(self._grid(call.get(PIXELS)), call.get(self.argument) if self.argument else None)
+        said = Said(self._grid(call), call.get(self.argument) if self.argument else None)
         self.now[here()] = said
         if said.grid is not None and not torch.compiler.is_compiling():
             self.grids.setdefault(said.grid[0] * said.grid[1], set()).add(said.grid)
@@ -61,7 +64,7 @@ class Door:
 
     def geometry(self, trained: Geometry, tokens: int) -> Geometry:
         """A layer's geometry for this call: the grid is that of its images."""
-        if trained.grid is None or self.patch is None:
+        if trained.grid is None or self.cut is None:
             return trained
         said = self.now.get(here(), Said())
         grid = said.grid if said.grid is not None else self._remembered(trained, tokens - trained.prefix)
@@ -84,10 +87,12 @@ class Door:
             )
         return steps.repeat_interleave(tokens // steps.shape[1], dim=1)
 
-    def _grid(self, pixels: Any) -> tuple[int, int] | None:
-        if self.patch is None or not torch.is_tensor(pixels) or pixels.dim() != 4:
+    def _grid(self, call: dict[str, Any]) -> tuple[int, int] | None:
+        pixels = next((call[name] for name in PIXELS if torch.is_tensor(call.get(name))), None)
+        if self.cut is None or pixels is None or pixels.dim() not in (3, 4):
             return None
-        return pixels.shape[2] // self.patch[0], pixels.shape[3] // self.patch[1]
+        height, width = pixels.shape[2:] if pixels.dim() == 4 else (pixels.shape[2], pixels.shape[1])
+        return self.cut.grid(height, width)
 
     def _remembered(self, trained: Geometry, patches: int) -> tuple[int, int]:
         assert trained.grid is not None
@@ -143,10 +148,10 @@ def door_around(model: nn.Module, path: str, argument: str) -> tuple[str, Door] 
     while holder:
         holder = holder.rpartition(".")[0]
         module = model.get_submodule(holder)
-        names = parameters(module)
+        names = set(parameters(module))
         if argument and argument in names:
             return holder, Door(argument=argument)
         config: Any = real(getattr(module, "config", None))
-        if PIXELS in names and config is not None and (patch := patch_of(config)) is not None:
-            return holder, Door(patch=patch)
+        if not names.isdisjoint(PIXELS) and config is not None and (cut := cut_of(config)) is not None:
+            return holder, Door(cut=cut)
     return None

@@ -141,7 +141,7 @@ def clear(table: Table, undo: Undo) -> None:
     if hasattr(owner, RESIZING):  # hosts of images resize the rows themselves there, past the module that holds them
         undo.set_attribute(owner, RESIZING, _no_rows)
     if table.inner:
-        undo.set_class(table.module, silent_class(type(table.module), table.tensor))
+        undo.set_class(table.module, silent_class(type(table.module), table.tensor, table.hollow))
     else:
         undo.set_module(table.parent, table.name, EmptyTable(table.module, table.tensor))
 

@@ -35,6 +35,8 @@ class Host:
         attention: ends of the paths of attention modules with mathematics of their own; empty where they ask the registry.
         carrier: the argument of such a module to which an additive bias can be added.
         sincos: ends of the paths of tables of sines and cosines by position, which stand in for a rotary module.
+        added: True where a table is added to as many tokens as it has rows and to nothing else; where it is cleared, one row
+            of zeros stands for it, and inputs of any length run.
         hushed: ends of the paths of modules that give nothing but positions (a convolution over the tokens, a lookup of
             distances); what they give is zeroed.
         opened: buffers of a module that hold the causal triangle, set open during the proof.
@@ -56,6 +58,7 @@ class Host:
     attention: tuple[str, ...] = ()
     carrier: str = ""
     sincos: tuple[str, ...] = ()
+    added: bool = False
     hushed: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     order: str = ""
