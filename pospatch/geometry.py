@@ -51,7 +51,8 @@ class Geometry:
         table: the trained table of positions without its offset rows, shape (rows, width), or None.
         window: tokens that a query of this layer sees at most, itself included, or None where nothing limits it.
         grid: rows and columns of patches for a vision encoder, or None.
-        prefix: tokens that stand before the patches, where there is a grid.
+        prefix: tokens before the first patch (class token, registers).
+        suffix: tokens behind the last patch.
     """
 
     heads: int
@@ -68,6 +69,7 @@ class Geometry:
     window: int | None = None
     grid: tuple[int, ...] | None = None
     prefix: int = 0
+    suffix: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)

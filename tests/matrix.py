@@ -42,7 +42,7 @@ METHODS: dict[str, dict[str, Any]] = {  # one of each kind and of each way of ac
     "t5_bias": {},
     "self_extend": {"group_size": 2, "window": 4},
     "logn": {},
-    "rope_2d": {"prefix": 0},
+    "rope_2d": {},
 }
 LENGTH = 12
 RESULTS = Path(__file__).parent / "support.json"

@@ -17,6 +17,7 @@ import pospatch
 from pospatch.engine import _probe
 from pospatch.engine._geometry import geometries
 from pospatch.engine._parts import choose, towers
+from pospatch.engine._patches import tokens_before
 from pospatch.engine._sites import find
 from pospatch.engine._survey import survey
 from pospatch.errors import AlreadyPatched, BadOption, PospatchError, SeamChanged, UnsupportedHost
@@ -149,6 +150,50 @@ def test_grids_of_images_that_are_not_square() -> None:
     pospatch.apply(model, "rope_2d", prefix=1)
     state = next(m for m in model.modules() if "pospatch" in m._modules)._modules["pospatch"]
     assert state.geometry.grid == (4, 6)
+
+
+BEFORE = {  # class token, class and distillation token, class token and registers, nothing
+    "vit-base": 1,
+    "deit-base": 2,
+    "dinov2-base": 1,
+    "dinov2_with_registers-base": 5,
+    "dinov3_vit-base": 5,
+    "clip_vision_model-base": 1,
+    "siglip_vision_model-base": 0,
+    "siglip-base": 0,
+    "ijepa-base": 0,
+    "beit-base": 1,
+}
+
+
+@pytest.mark.parametrize("name", BEFORE)
+def test_patches_are_counted_from_the_first_one(name: str) -> None:
+    """Whatever stands before them is seen in the model, so that the first patch is row 0, column 0."""
+    model = built(name)
+    if name == "dinov3_vit-base":
+        model.config.num_register_tokens = 4
+        model = families.loud(made := type(model)(model.config)) or made.eval()
+    part = "encoder" if name == "siglip-base" else None
+    pospatch.apply(model, "log_cpb", axes=2, zero_init=False, hidden=8, part=part)
+    state = next(m for m in model.modules() if "pospatch" in m._modules)._modules["pospatch"]
+    assert state.geometry.prefix == BEFORE[name]
+    rows, columns = state.geometry.grid
+    positions = torch.arange(BEFORE[name] + rows * columns)[None]
+    bias = state.score.bias(positions, positions, state.weights_of("score"), state.geometry)[0]
+    first = BEFORE[name]
+    assert bias[:, :first].abs().sum() == 0
+    assert torch.equal(bias[:, first, first + 1], bias[:, first + columns, first + columns + 1])
+    assert bias[:, first].abs().sum() > 0
+
+
+def test_tokens_after_the_patches_are_not_counted_before_them() -> None:
+    config = families.config_of("yolos")
+    config.num_detection_tokens = 3
+    model = tf.YolosModel(config).eval()
+    families.loud(model)
+    sites = find(model)
+    path, grid = next(iter(sites.attention)), (4, 4)
+    assert tokens_before(model, sites, path, grid, 1 + 16 + 3) == 1
 
 
 def test_a_table_of_patches_keeps_its_rows() -> None:

@@ -30,7 +30,7 @@ ABSOLUTE = {"fire"}  # its normaliser is the query's own position
 
 def geometry(**changes: Any) -> Geometry:
     base = {"heads": 4, "kv_heads": 2, "head_dim": 64, "width": 256, "length": 64, "layer": 2, "layers": 8}
-    return Geometry(**{**base, "grid": (4, 5), **changes})
+    return Geometry(**{**base, "grid": (4, 5), "prefix": 1, **changes})
 
 
 GEOMETRIES = {

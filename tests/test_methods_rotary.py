@@ -50,7 +50,7 @@ def geometry(*, head_dim: int = 64, dim: int = 0, theta: float = 1e4, scaled: bo
     if scaled:  # as if a Llama 3.1 scaling and an amplitude stood there natively
         inv_freq = torch.where(torch.arange(dim // 2) > dim // 4, inv_freq / 8, inv_freq)
         rotation = Rotation(dim=dim, theta=theta, inv_freq=inv_freq, attention_factor=1.1, rope_type="llama3")
-    base = {"heads": 4, "kv_heads": 2, "width": 256, "length": 64, "layer": 2, "layers": 8, "grid": (4, 5)}
+    base = {"heads": 4, "kv_heads": 2, "width": 256, "length": 64, "layer": 2, "layers": 8, "grid": (4, 5), "prefix": 1}
     return Geometry(**{**base, **changes}, head_dim=head_dim, rotation=rotation)
 
 

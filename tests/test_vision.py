@@ -63,9 +63,7 @@ def images(size: tuple[int, int], batch: int = 2) -> Tensor:
 
 
 def patched(family: str, name: str, size: Any = 32, **options: Any) -> Any:
-    return pospatch.apply(
-        built(family, size), name, **{**START.get(name, {}), "prefix": before_patches(family), **options}
-    )
+    return pospatch.apply(built(family, size), name, **{**START.get(name, {}), **options})
 
 
 def takes(family: str, name: str) -> bool:

@@ -66,11 +66,11 @@ class Door:
         """A layer's geometry for this call: the grid is that of its images."""
         if trained.grid is None or self.cut is None:
             return trained
-        said = self.now.get(here(), Said())
-        grid = said.grid if said.grid is not None else self._remembered(trained, tokens - trained.prefix)
-        if tokens - grid[0] * grid[1] != trained.prefix:
+        said, others = self.now.get(here(), Said()), trained.prefix + trained.suffix
+        grid = said.grid if said.grid is not None else self._remembered(trained, tokens - others)
+        if tokens - grid[0] * grid[1] != others:
             raise UnsupportedHost(
-                f"an image of {grid[0]} by {grid[1]} patches came with {tokens} tokens, of which {trained.prefix} should be no "
+                f"an image of {grid[0]} by {grid[1]} patches came with {tokens} tokens, of which {others} should be no "
                 "patches; where each patch stands is not known"
             )
         return trained if grid == trained.grid else trained.with_(grid=grid)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from pospatch.engine._layout import UNKNOWN, measured
+from pospatch.engine._patches import tokens_before
 from pospatch.engine._probe import grid_of
 from pospatch.engine._sites import Sites, rotations, stack_of
 from pospatch.engine._survey import Seen
@@ -40,11 +41,13 @@ def geometries(model: Any, sites: Sites, seen: dict[str, Seen]) -> dict[str, Geo
     tables = {stack_of(table.path, paired): table for table in reversed(sites.tables)}
     found = {}
     for stack, paths in stacks.items():
-        table = tables.get(stack)
+        table, prefix = tables.get(stack), 0
         for layer, path in enumerate(paths):
             config = _config(model, sites.attention[path])
             facts = seen[path]
             grid = _grid(config, facts.length)
+            if grid is not None and layer == 0:
+                prefix = tokens_before(model, sites, path, grid, facts.length)
             length = table.rows if table is not None else trained_length(config) or 512
             found[path] = Geometry(
                 layer=layer,
@@ -60,7 +63,8 @@ def geometries(model: Any, sites: Sites, seen: dict[str, Seen]) -> dict[str, Geo
                 rotation=_rotation(native, config, layer, facts),
                 table=table.matrix()[table.offset :].float() if table is not None else None,
                 grid=grid,
-                prefix=0 if grid is None else facts.length - grid[0] * grid[1],
+                prefix=prefix,
+                suffix=0 if grid is None else facts.length - grid[0] * grid[1] - prefix,
             )
     return found
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.geometry import Geometry
 
-__all__ = ["check_grid", "coordinates", "hold_prefix"]
+__all__ = ["check_grid", "coordinates", "hold_prefix", "prefix_of"]
 
 
 def check_grid(name: str, geometry: Geometry) -> tuple[int, ...]:
@@ -22,6 +22,11 @@ def check_grid(name: str, geometry: Geometry) -> tuple[int, ...]:
     if geometry.head_dim % 4:
         raise BadOption(f"{name} gives each of two axes pairs; head_dim={geometry.head_dim} must be a multiple of 4")
     return geometry.grid
+
+
+def prefix_of(given: int | None, geometry: Geometry) -> int:
+    """Tokens before the first patch: those of the option, else the model's own."""
+    return geometry.prefix if given is None else given
 
 
 def coordinates(

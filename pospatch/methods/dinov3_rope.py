@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Rotary, Weights
-from pospatch.methods._grid import check_grid, coordinates, hold_prefix
+from pospatch.methods._grid import check_grid, coordinates, hold_prefix, prefix_of
 from pospatch.methods._math import turn
 from pospatch.methods._options import integer, number
 
@@ -25,7 +25,7 @@ class DINOv3RoPE(Rotary):
 
     Args:
         rope_theta: base of the frequencies, above 1; 100 in the paper.
-        prefix: tokens before the first patch, which do not turn; 5 in DINOv3 (class token and 4 registers), 1 for ViT.
+        prefix: tokens before the first patch (class token, registers), which do not turn; None is what this model has there.
         rows, columns: the grid of patches; None reads it from the size of the images of each call.
 
     Departs: coordinates are not shifted, jittered or rescaled at random in training.
@@ -40,7 +40,7 @@ class DINOv3RoPE(Rotary):
     source: ClassVar[str] = "DINOv3, arXiv 2508.10104, section 3.2"
 
     rope_theta: float = number(100.0, above=1.0)
-    prefix: int = integer(1, low=0)
+    prefix: int | None = integer(None, low=0, optional=True)
     rows: int | None = integer(None, optional=True)
     columns: int | None = integer(None, optional=True)
 
@@ -67,8 +67,9 @@ class DINOv3RoPE(Rotary):
     ) -> Tensor:
         rows, columns = check_grid(self.name, geometry)
         rows, columns = self.rows or rows, self.columns or columns
-        row, column = coordinates(positions, geometry, self.prefix, columns)
+        prefix = prefix_of(self.prefix, geometry)
+        row, column = coordinates(positions, geometry, prefix, columns)
         y, x_ = 2.0 * ((row + 0.5) / rows) - 1.0, 2.0 * ((column + 0.5) / columns) - 1.0
         axis = self.frequencies(geometry)[0].to(x.device)
         angles = 2 * math.pi * torch.stack((y, x_), dim=-1)[..., None] * axis
-        return turn(x, hold_prefix(angles.flatten(-2)[:, None], positions, self.prefix))
+        return turn(x, hold_prefix(angles.flatten(-2)[:, None], positions, prefix))

@@ -11,7 +11,7 @@ from pospatch.errors import UnsupportedHost
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bias, Weights
 from pospatch.methods._distance import by_offset, distances, linear_start
-from pospatch.methods._grid import coordinates
+from pospatch.methods._grid import coordinates, prefix_of
 from pospatch.methods._options import flag, integer
 
 
@@ -28,7 +28,8 @@ class LogCPB(Bias):
     Args:
         axes: 1 for text; 2 for patches of an image, counted row by row.
         hidden: width of the network, 1 to 4096; 512 in the paper.
-        prefix: axes 2: tokens before the first patch (class token, registers), whose pairs get no bias; 1 for ViT.
+        prefix: axes 2: tokens before the first patch (class token, registers), whose pairs get no bias; None is what this
+            model has there.
         columns: axes 2: patches in a row; None reads it from the size of the images of each call.
         zero_init: start as no positions at all (`out` is zero), which is the identity over `nope`; False starts as the paper
             does, from a random network.
@@ -45,7 +46,7 @@ class LogCPB(Bias):
 
     axes: int = integer(1, low=1, high=2)
     hidden: int = integer(512, high=4096)
-    prefix: int = integer(1, low=0)
+    prefix: int | None = integer(None, low=0, optional=True)
     columns: int | None = integer(None, optional=True)
     zero_init: bool = flag(True)
     seed: int = integer(0, low=0)
@@ -79,8 +80,9 @@ class LogCPB(Bias):
     def bias(self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
         if self.axes == 1:
             return super().bias(query_positions, key_positions, weights, geometry)
-        query = coordinates(query_positions, geometry, self.prefix, self.columns)
-        key = coordinates(key_positions, geometry, self.prefix, self.columns)
+        prefix = prefix_of(self.prefix, geometry)
+        query = coordinates(query_positions, geometry, prefix, self.columns)
+        key = coordinates(key_positions, geometry, prefix, self.columns)
         rows, columns = (distances(q, k).long() for q, k in zip(query, key, strict=True))
         width = 2 * (self.columns or geometry.grid[1]) - 1  # type: ignore[index]
         # both offsets as one number, so that the network runs once for each offset and not for each pair
@@ -88,5 +90,5 @@ class LogCPB(Bias):
             rows * width + columns + width // 2,
             lambda r: self.network(weights, (r // width).float(), (r % width - width // 2).float()),
         )
-        held = (query_positions < self.prefix)[:, :, None] | (key_positions < self.prefix)[:, None, :]
+        held = (query_positions < prefix)[:, :, None] | (key_positions < prefix)[:, None, :]
         return value.masked_fill(held[:, None], 0.0)

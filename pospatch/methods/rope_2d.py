@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Rotary, Weights
-from pospatch.methods._grid import check_grid, coordinates, hold_prefix
+from pospatch.methods._grid import check_grid, coordinates, hold_prefix, prefix_of
 from pospatch.methods._math import turn
 from pospatch.methods._options import integer, number
 
@@ -24,7 +24,7 @@ class RoPE2D(Rotary):
 
     Args:
         rope_theta: base of the frequencies, above 1; 100 in the paper.
-        prefix: tokens before the first patch (class token, registers), which do not turn; 1 for ViT.
+        prefix: tokens before the first patch (class token, registers), which do not turn; None is what this model has there.
         columns: patches in a row; None reads it from the size of the images of each call.
 
     Departs: pairs are dimensions i and i + dim / 2, the authors' are 2i and 2i + 1.
@@ -39,7 +39,7 @@ class RoPE2D(Rotary):
     source: ClassVar[str] = "RoPE for ViT (axial), arXiv 2403.13298, equations 7 and 8"
 
     rope_theta: float = number(100.0, above=1.0)
-    prefix: int = integer(1, low=0)
+    prefix: int | None = integer(None, low=0, optional=True)
     columns: int | None = integer(None, optional=True)
 
     def numbers_taken(self) -> int:
@@ -63,7 +63,8 @@ class RoPE2D(Rotary):
         geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
-        row, column = coordinates(positions, geometry, self.prefix, self.columns)
+        prefix = prefix_of(self.prefix, geometry)
+        row, column = coordinates(positions, geometry, prefix, self.columns)
         axis = self.frequencies(geometry)[0].to(x.device)
         angles = torch.cat((column[..., None] * axis, row[..., None] * axis), dim=-1)[:, None]
-        return turn(x, hold_prefix(angles, positions, self.prefix))
+        return turn(x, hold_prefix(angles, positions, prefix))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Rotary, Weights
-from pospatch.methods._grid import check_grid, coordinates, hold_prefix
+from pospatch.methods._grid import check_grid, coordinates, hold_prefix, prefix_of
 from pospatch.methods._math import turn
 from pospatch.methods._options import integer, number
 
@@ -24,7 +24,7 @@ class RoPEMixed(Rotary):
 
     Args:
         rope_theta: base of the magnitudes at the start, above 1; 10 in the paper.
-        prefix: tokens before the first patch (class token, registers), which do not turn; 1 for ViT.
+        prefix: tokens before the first patch (class token, registers), which do not turn; None is what this model has there.
         columns: patches in a row; None reads it from the size of the images of each call.
         seed: of the random direction that each head starts with; layers differ.
 
@@ -40,7 +40,7 @@ class RoPEMixed(Rotary):
     source: ClassVar[str] = "RoPE for ViT (mixed), arXiv 2403.13298, equation 12"
 
     rope_theta: float = number(10.0, above=1.0)
-    prefix: int = integer(1, low=0)
+    prefix: int | None = integer(None, low=0, optional=True)
     columns: int | None = integer(None, optional=True)
     seed: int = integer(0, low=0)
 
@@ -71,8 +71,9 @@ class RoPEMixed(Rotary):
         geometry: Geometry,
         length: Tensor | None = None,
     ) -> Tensor:
-        row, column = coordinates(positions, geometry, self.prefix, self.columns)
+        prefix = prefix_of(self.prefix, geometry)
+        row, column = coordinates(positions, geometry, prefix, self.columns)
         shared = x.shape[1] // geometry.kv_heads
         frequencies = weights["frequencies"].float().repeat_interleave(shared, dim=1)[:, None, :, None]
         angles = column[:, None, :, None] * frequencies[0] + row[:, None, :, None] * frequencies[1]
-        return turn(x, hold_prefix(angles, positions, self.prefix))
+        return turn(x, hold_prefix(angles, positions, prefix))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pospatch.errors import BadOption, UnsupportedHost
@@ -32,7 +33,7 @@ class Sinusoidal(Embedding):
             where it is learned.
         learned_scale: True makes the scale one learned number, which then starts at `scale`; the sines stay fixed.
         base: the paper's 10000.
-        axes: 1 for tokens in a row; 2 for patches of an image, where tokens before the patches get zeros.
+        axes: 1 for tokens in a row; 2 for patches of an image, where tokens that are no patches get zeros.
 
     Departs: the paper multiplies the token embeddings by sqrt(width) instead of making the sines smaller. With axes 2 the
         model resizes the rows for images of another size as it resizes its own, by bicubic interpolation.
@@ -80,8 +81,10 @@ class Sinusoidal(Embedding):
         half = geometry.width // 2
         row, column = self._waves(rows, half), self._waves(columns, half)
         pairs = torch.cat((row[:, None].expand(-1, columns, -1), column[None].expand(rows, -1, -1)), dim=-1)
-        # registers that enter behind the table have no rows in it, so its own length says how many tokens stand before
-        return torch.cat((pairs.new_zeros(geometry.length - rows * columns, geometry.width), pairs.flatten(0, 1)))
+        # registers that enter behind the table have no rows in it, so no more stand before than it has
+        others = geometry.length - rows * columns
+        before = min(geometry.prefix, others)
+        return F.pad(pairs.flatten(0, 1), (0, 0, before, others - before))
 
     def _waves(self, count: int, width: int) -> Tensor:
         """Vectors (count, width) of the numbers 0, 1, ..."""

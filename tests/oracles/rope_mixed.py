@@ -6,11 +6,12 @@ VARIANTS = [{}, {"prefix": 0, "rope_theta": 100.0, "seed": 3}]
 
 
 def oracle(method, geometry, x, positions, side, weights):
+    prefix = geometry.prefix if method.prefix is None else method.prefix
     fx, fy = weights["frequencies"].double()
     columns = method.columns or geometry.grid[1]
 
     def angles(head, where):
-        patch = where - method.prefix
+        patch = where - prefix
         h = head * geometry.kv_heads // x.shape[1]
         if patch < 0:
             return [0.0] * (geometry.head_dim // 2)
