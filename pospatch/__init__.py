@@ -18,6 +18,7 @@ from pospatch._on_import import when_imported
 if TYPE_CHECKING:  # for editors and type checkers; each name is repeated because that is how a stub says "public"
     from pospatch.advice import advise as advise
     from pospatch.api import apply as apply
+    from pospatch.api import coordinates as coordinates
     from pospatch.api import remove as remove
     from pospatch.checkpoint import from_pretrained as from_pretrained
     from pospatch.checkpoint import load_distance_embeddings as load_distance_embeddings
@@ -38,6 +39,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "advise": "pospatch.advice",
     "apply": "pospatch.api",
+    "coordinates": "pospatch.api",
     "remove": "pospatch.api",
     "inspect": "pospatch.inspection",
     "methods": "pospatch.inspection",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,9 +12,11 @@ from pospatch.engine._patch import Patch, attach, merge
 from pospatch.errors import AlreadyPatched, BadOptionType, NotPatched, UnsupportedHost, suggest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pospatch.methods._base import Method
 
-__all__ = ["apply", "methods_of", "patch_of", "remove", "unwrap"]
+__all__ = ["apply", "coordinates", "methods_of", "patch_of", "remove", "unwrap"]
 
 Model = TypeVar("Model")
 KEY = "_pospatch"
@@ -93,6 +96,27 @@ def remove(model: Model) -> Model:
     patch.detach()
     del vars(target)[KEY]
     return model
+
+
+@contextmanager
+def coordinates(model: Any, where: Tensor) -> Iterator[None]:
+    """Give the tokens of a patched model coordinates of your own: any numbers, seconds or metres as well as counts.
+
+    Args:
+        where: (batch or 1, length), or (batch or 1, length, axes) for a method of several axes. Every call of the model inside
+            the block reads them in place of positions, in all layers; backward belongs inside too where it checkpoints.
+
+    Raises:
+        BadOption: another number of axes than the method takes, or of tokens than a call has.
+        UnsupportedHost: what stands on the model does not turn q and k by positions alone.
+
+    >>> with pospatch.coordinates(model, points):  # doctest: +SKIP
+    ...     output = model(inputs_embeds=features)
+    """
+    from pospatch.engine.coordinates import given
+
+    with given(unwrap(model), where):
+        yield
 
 
 def _exchange(target: Any, old: Patch | None, stack: list[Method], part: str | None) -> None:

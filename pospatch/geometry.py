@@ -23,7 +23,6 @@ class Rotation:
         rope_type: the name transformers gives it; "default" means inv_freq = theta ** (-2i / dim) exactly.
         layout: which dimensions turn together, "half" (i, i + half) or "interleaved" (2i, 2i + 1), with " tail" where the
             rotated ones are the last of the head; "unknown" where no such formula gives the host's q.
-        fixed: False where the host changes the frequencies with the length of its input.
     """
 
     dim: int
@@ -32,7 +31,6 @@ class Rotation:
     attention_factor: float = 1.0
     rope_type: str = "default"
     layout: str = "half"
-    fixed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +52,7 @@ class Geometry:
         window: tokens that a query of this layer sees at most, itself included, or None where nothing limits it.
         grid: rows and columns of patches for a vision encoder, or None.
         prefix: tokens before the first patch (class token, registers).
+        suffix: tokens behind the last patch.
     """
 
     heads: int
@@ -70,6 +69,7 @@ class Geometry:
     window: int | None = None
     grid: tuple[int, ...] | None = None
     prefix: int = 0
+    suffix: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)

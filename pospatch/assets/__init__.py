@@ -3,5 +3,6 @@
 from pospatch.assets._fetch import cache_directory
 from pospatch.assets._smollm2 import model, smollm2
 from pospatch.assets._texts import text, texts
+from pospatch.assets._whisper import prompts, sound, whisper
 
-__all__ = ["cache_directory", "model", "smollm2", "text", "texts"]
+__all__ = ["cache_directory", "model", "prompts", "smollm2", "sound", "text", "texts", "whisper"]

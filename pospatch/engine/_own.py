@@ -69,7 +69,7 @@ def _with_bias(
     call: Call = call_of(module, state, hidden, positions_of(given), cache, mask)
     held = given.get(state.carrier)
     keys = hidden.shape[1] + int(call.seen)
-    bias = state.score.bias(call.positions, call.key_positions(keys), state.weights_of("score"), state.geometry)
+    bias = state.score.bias(call.positions, call.key_positions(keys), state.weights_of("score"), call.geometry)
     return {state.carrier: _joined(module, state, held, bias.to(hidden.dtype))}
 
 

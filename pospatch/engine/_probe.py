@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pospatch.errors import UnsupportedHost
 
-__all__ = ["device_of", "forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
+__all__ = ["Cut", "cut_of", "device_of", "forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
 
 LENGTH = 8
 OUTPUTS = ("last_hidden_state", "encoder_last_hidden_state")
@@ -83,6 +83,10 @@ def inputs(model: Any) -> dict[str, Tensor]:
         return _packed_patches(base)
     if name == "input_ids":
         return {"input_ids": tokens(model)}
+    if "timesteps" in _parameters(base) and hasattr(base.config, "act_dim"):
+        return _trajectory(base)
+    if name == "past_values":
+        return _series(base)
     example = next(iter(base.parameters()))
     dtype = example.dtype if example.dtype.is_floating_point else torch.float32
     complaint: Exception | None = None
@@ -112,6 +116,54 @@ def _packed_patches(base: Any) -> dict[str, Tensor]:
     return {first: patches, "grid_thw": torch.tensor([[1, 4, 4]], device=example.device)}
 
 
+def _trajectory(base: Any) -> dict[str, Tensor]:
+    """A short trajectory: returns to go, states and actions, a time step each."""
+    example, generator = next(base.parameters()), torch.Generator().manual_seed(0)
+    sizes = {"states": base.config.state_dim, "actions": base.config.act_dim, "returns_to_go": 1}
+    steps = torch.arange(LENGTH, device=example.device)[None]
+    drawn = {name: torch.randn(1, LENGTH, size, generator=generator).to(example) for name, size in sizes.items()}
+    return {**drawn, "timesteps": steps, "attention_mask": torch.ones_like(steps)}
+
+
+def _series(base: Any) -> dict[str, Tensor]:
+    """A short series of values, with all that the model's forward must be told about its steps."""
+    config, generator, taken = base.config, torch.Generator().manual_seed(0), _parameters(base)
+    example = next(base.parameters())
+    context = int(getattr(config, "context_length", 0) or 4 * LENGTH)
+    past = context + max(getattr(config, "lags_sequence", None) or [0])
+    ahead = int(getattr(config, "prediction_length", None) or 0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(example)
+
+    if "past_values_padding" in taken:
+        values = {"past_values": drawn(1, past), "past_values_padding": torch.zeros(1, past, device=example.device)}
+        return (
+            {**values, "freq": torch.zeros(1, 1, dtype=torch.long, device=example.device)}
+            if "freq" in taken
+            else values
+        )
+    channels = int(getattr(config, "num_input_channels", None) or getattr(config, "input_size", None) or 1)
+    several = (channels,) if hasattr(config, "num_input_channels") or channels > 1 else ()
+    values = {"past_values": drawn(1, past, *several)}
+    if "past_time_features" not in taken:
+        return values
+    features = int(config.num_time_features)
+    values |= {
+        "past_time_features": drawn(1, past, features),
+        "past_observed_mask": torch.ones_like(values["past_values"]),
+    }
+    values |= {"future_values": drawn(1, ahead, *several), "future_time_features": drawn(1, ahead, features)}
+    still = {"static_categorical_features": int(config.num_static_categorical_features)}
+    still["static_real_features"] = int(config.num_static_real_features)
+    for kind, count in still.items():
+        if count:
+            values[kind] = torch.zeros(
+                1, count, device=example.device, dtype=torch.long if "cat" in kind else example.dtype
+            )
+    return values
+
+
 def _base(model: Any) -> Any:
     """The model without its head; a base model may hold a plain module under the name that heads keep theirs under."""
     from transformers import PreTrainedModel
@@ -139,12 +191,38 @@ def reads_text(model: Any) -> bool:
 
 
 def grid_of(config: Any) -> tuple[int, int] | None:
-    """Rows and columns of patches of the images that a config is made for, or None where it names no patches."""
-    size, patch = getattr(config, "image_size", None), getattr(config, "patch_size", None)
-    if size is None or patch is None:
+    """Rows and columns of patches of the images or spectrograms that a config is made for, or None where it names no patches."""
+    cut = cut_of(config)
+    if cut is None:
         return None
-    (height, width), (tall, wide) = _pair(size), _pair(patch)
-    return (height // tall, width // wide) if tall and wide and height >= tall and width >= wide else None
+    if hasattr(config, "time_stride"):
+        return cut.grid(int(config.num_mel_bins), int(config.max_length))
+    size = getattr(config, "image_size", None)
+    return None if size is None else cut.grid(*_pair(size))
+
+
+class Cut(NamedTuple):
+    """How an image or spectrogram is cut into patches: their height and width, and the steps between them, in pixels."""
+
+    patch: tuple[int, int]
+    stride: tuple[int, int]
+
+    def grid(self, height: int, width: int) -> tuple[int, int] | None:
+        """Rows and columns of patches, or None where not one fits."""
+        sides = zip((height, width), self.patch, self.stride, strict=True)
+        rows, columns = ((side - patch) // stride + 1 for side, patch, stride in sides)
+        return (rows, columns) if rows > 0 and columns > 0 else None
+
+
+def cut_of(config: Any) -> Cut | None:
+    """How a config cuts into patches, or None where it names none."""
+    patch = getattr(config, "patch_size", None)
+    if patch is None or 0 in _pair(patch):
+        return None
+    patch = _pair(patch)
+    if hasattr(config, "time_stride") and hasattr(config, "frequency_stride"):
+        return Cut(patch, (int(config.frequency_stride), int(config.time_stride)))
+    return Cut(patch, patch)
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pospatch.engine import score
 from pospatch.engine._cache import CacheView, extend_record, self_attention
+from pospatch.engine._door import told
 from pospatch.engine._forward import FORWARD
 from pospatch.engine._state import Call, State
 from pospatch.engine._view import PREFIX
@@ -94,10 +95,11 @@ def call_of(
     layer: int | None = None,
 ) -> Call:
     """What one call of an attention module knows of positions; `layer` is its place in the cache, where several share it."""
-    if position_ids is not None and position_ids.dim() != 2:
+    if position_ids is not None and position_ids.dim() != 2 and state.given is None:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
         )
+    geometry, position_ids = told(state, position_ids, hidden)
     seen: Any = 0
     offset: Any = 0
     length = hidden.shape[1]
@@ -118,7 +120,16 @@ def call_of(
                 "family does not hand keyword arguments down to its attention"
             )
         read = state.reindex(position_ids, module.training, forward)
-    call = Call(state=state, positions=read, true=position_ids, cache=cache, seen=seen, offset=offset, hidden=hidden)
+    call = Call(
+        state=state,
+        positions=read,
+        true=position_ids,
+        geometry=geometry,
+        cache=cache,
+        seen=seen,
+        offset=offset,
+        hidden=hidden,
+    )
     if cache is not None and state.needs_key_positions and isinstance(seen, int) and not torch.compiler.is_compiling():
         call.record = extend_record(cache, seen, read, hidden.shape[0])
     return call
@@ -256,7 +267,7 @@ def _attention(base: str) -> Callable[..., Any]:
                 f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense"
             )
         if (
-            call.cache is None and call.positions.shape[1] != query.shape[2]
+            call.cache is None and call.positions.shape[-1] != query.shape[2]
         ):  # images in one sequence, called one by one
             call = replace(call, positions=torch.arange(query.shape[2], device=query.device)[None])
         if not call.state.reached:

@@ -63,6 +63,11 @@ class Sites:
             self.inputs = _probe.inputs(model)
         return self.inputs
 
+    def reprobe(self, model: Any) -> None:
+        """Forget the inputs of a model that takes no text: with a table of another length it takes others."""
+        if not _probe.reads_text(model):
+            self.inputs = None
+
     @property
     def detected(self) -> bool:
         """True where no row describes the family."""

@@ -14,6 +14,7 @@ from pospatch.geometry import Geometry
 from pospatch.methods._base import Bands, Contextual, Method, QueryScale, Rotary
 
 if TYPE_CHECKING:
+    from pospatch.engine._door import Door, Given
     from pospatch.engine.positions import Reindex
 
 __all__ = ["Call", "State"]
@@ -46,6 +47,8 @@ class State(nn.Module):
         self.reached = False
         self.spectrum: tuple[Any, ...] | None = None  # of the rotation here, looked up once
         self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
+        self.door: Door | None = None  # where the call says what this module is not handed
+        self.given: Given | None = None  # coordinates from the caller, while there are any
 
     def forward(self, slot: str) -> dict[str, Tensor]:
         """The learned tensors of one method, by their own names; a call, so that offloaded ones are brought for it."""
@@ -82,11 +85,14 @@ class State(nn.Module):
         """The learned tensors of one method, by their own names; empty where it has none."""
         return self(slot) if self._parameters else {}
 
-    def rotate(self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None) -> Tensor:
+    def rotate(
+        self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None, geometry: Geometry | None = None
+    ) -> Tensor:
         """Rotate q or k of this layer, whatever order the host keeps the pairs in."""
         rotary = self.rotary
         assert rotary is not None  # only asked where something rotates
-        return rotary.rotate(self.paired(x), positions, side, self.weights_of("rotary"), self.geometry, length)
+        geometry = self.geometry if geometry is None else geometry
+        return rotary.rotate(self.paired(x), positions, side, self.weights_of("rotary"), geometry, length)
 
     def paired(self, x: Tensor) -> Tensor:
         """The rotated pairs moved to (i, i + half) of the first dimensions."""
@@ -116,6 +122,7 @@ class Call:
         state: the module's State.
         positions: (batch or 1, query) int64, positions of the queries as they are read here.
         true: the same as the model counts them, which differ where an Index method stands.
+        geometry: the layer's, with the grid of this call's images.
         cache: the real cache of this call, or None.
         seen: tokens in the cache before this call.
         offset: index of the first key that the cache returns.
@@ -126,12 +133,16 @@ class Call:
     state: State
     positions: Tensor
     true: Tensor
+    geometry: Geometry = field(default=None, repr=False)  # type: ignore[assignment]  # the state's, if nothing else is given
     cache: Any = None
     seen: Any = 0
     offset: Any = 0
     hidden: Tensor | None = None
     keys_done: bool = False
     record: Tensor | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self.geometry = self.geometry or self.state.geometry
 
     def key_positions(self, keys: int) -> Tensor:
         """Positions (batch or 1, key) of all keys of this call."""

@@ -283,6 +283,8 @@ def _declared(module: nn.Module, config: Any) -> Seen | None:
         kv_heads=kv_heads if isinstance(kv_heads, int) else heads,
         head_dim=head_dim,
         width=width,
-        scaling=float(getattr(module, "scaling", None) or head_dim**-0.5),
+        scaling=float(scaling)
+        if isinstance(scaling := getattr(module, "scaling", None), int | float)
+        else head_dim**-0.5,
         causal=bool(getattr(module, "is_causal", True)),
     )

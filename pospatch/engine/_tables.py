@@ -24,7 +24,7 @@ class Table:
         module: the module that is the table, or that owns it as a parameter or buffer.
         tensor: name of the tensor in `module`.
         inner: True where the table is a tensor that its owner reads itself, so that there is no module to exchange.
-        order: the dimensions of the tensor that count positions, then width; where it is not (..., rows, width).
+        hollow: True where one row of zeros stands for the table when it is cleared.
     """
 
     path: str
@@ -35,6 +35,7 @@ class Table:
     tensor: str = "weight"
     inner: bool = False
     grid: tuple[int, int] | None = field(default=None)
+    hollow: bool = False
 
     @property
     def weight(self) -> Any:
@@ -73,7 +74,9 @@ def tables_of(model: nn.Module, host: Host, names: tuple[str, ...]) -> list[Tabl
                 continue
             grid = _grid(module, value)
             offset = host.offset if isinstance(host.offset, int) else 0
-            found.append(Table(inner_path, module, name, module, offset, name, inner=True, grid=grid))
+            found.append(
+                Table(inner_path, module, name, module, offset, name, inner=True, grid=grid, hollow=host.added)
+            )
     return found
 
 
@@ -110,18 +113,19 @@ def _offset(module: Any, host: Host) -> int:
     return int(getattr(module, "offset", 0) or 0) if host.offset == AUTO else int(host.offset)
 
 
-def silent_class(host_class: type[nn.Module], name: str) -> type:
-    """The owner's class, in which the tensor `name` reads as zeros; the real one stays among its parameters."""
-    return _silent_class(host_class, name)  # type: ignore[arg-type]  # classes hash by identity, whatever their objects do
+def silent_class(host_class: type[nn.Module], name: str, hollow: bool = False) -> type:
+    """The owner's class, in which the tensor `name` reads as zeros, of one row where `hollow`; the real one stays among its
+    parameters."""
+    return _silent_class(host_class, name, hollow)  # type: ignore[arg-type]  # classes hash by identity, whatever their objects do
 
 
 @cache
-def _silent_class(host_class: Any, name: str) -> type:
+def _silent_class(host_class: Any, name: str, hollow: bool) -> type:
 
     def zeros(self: Any) -> Tensor:
         held = self._parameters.get(name)
         held = held if held is not None else self._buffers[name]
-        return torch.zeros_like(held)
+        return held.new_zeros(1, 1, held.shape[-1]) if hollow else torch.zeros_like(held)
 
     def keep(self: Any, key: str, value: Any) -> None:
         if key != name:  # a host that moves its table as it reads it would lose the rows for the zeros
@@ -135,11 +139,11 @@ def _silent_class(host_class: Any, name: str) -> type:
             "__setattr__": keep,
             "__module__": host_class.__module__,
             "__qualname__": host_class.__qualname__,
-            "__reduce_ex__": lambda self, protocol: (_silent, (host_class, name), vars(self)),
+            "__reduce_ex__": lambda self, protocol: (_silent, (host_class, name, hollow), vars(self)),
         },
     )
 
 
-def _silent(host_class: type, name: str) -> Any:
-    made = silent_class(host_class, name)
+def _silent(host_class: type, name: str, hollow: bool) -> Any:
+    made = silent_class(host_class, name, hollow)
     return object.__new__(made)

@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 NAME = "pospatch_table"
+RESIZING = "interpolate_pos_encoding"
 UNBOUNDED = 2**17  # rows of index buffers where no table bounds the length any more; 1 MB each
 
 
@@ -50,7 +51,8 @@ class EmptyTable(nn.Module):
         else:
             persistent = tensor not in original._non_persistent_buffers_set
             self.register_buffer(tensor, original._buffers[tensor], persistent=persistent)
-        vars(self)["padding_idx"] = getattr(original, "padding_idx", None)
+        for name in ("padding_idx", "num_embeddings"):  # hosts ask them of the table that they know
+            vars(self)[name] = getattr(original, name, None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         weight = getattr(self, self.tensor)
@@ -135,10 +137,17 @@ def clear(table: Table, undo: Undo) -> None:
     """Empty one table; its parameter stays in the state dict, frozen, so that DDP finds no unused one."""
     if table.trained:
         undo.freeze(table.weight)
+    owner = table.module if table.inner else table.parent
+    if hasattr(owner, RESIZING):  # hosts of images resize the rows themselves there, past the module that holds them
+        undo.set_attribute(owner, RESIZING, _no_rows)
     if table.inner:
-        undo.set_class(table.module, silent_class(type(table.module), table.tensor))
+        undo.set_class(table.module, silent_class(type(table.module), table.tensor, table.hollow))
     else:
         undo.set_module(table.parent, table.name, EmptyTable(table.module, table.tensor))
+
+
+def _no_rows(embeddings: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return embeddings.new_zeros(1, 1, embeddings.shape[-1])
 
 
 def replace(

@@ -55,7 +55,7 @@ def attend(
         return _own(module, query, key, value, mask, call, base, kwargs)
     if isinstance(method, Fold) and _may_fold(module, method, query, key, mask, call, base, kwargs):
         columns = method.columns(
-            call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), state.geometry
+            call.positions, call.key_positions(key.shape[2]), state.weights_of("score"), call.geometry
         )
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         kwargs["scaling"] = scaling
@@ -70,8 +70,10 @@ def _rotated(query: Tensor, key: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     if state.rotary is None or isinstance(state.score, Bands):
         return query, key
     if state.early:
-        query = state.rotate(query, call.positions, "query")
-        return query, key if call.keys_done else state.rotate(key, call.key_positions(key.shape[2]), "key")
+        query = state.rotate(query, call.positions, "query", geometry=call.geometry)
+        if call.keys_done:
+            return query, key
+        return query, state.rotate(key, call.key_positions(key.shape[2]), "key", geometry=call.geometry)
     length = call.positions.max(dim=1, keepdim=True).values + 1
     return (
         state.rotate(query, call.positions, "query", length),
@@ -115,13 +117,13 @@ def _biased(
             mask,
             is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal")),
             lambda rows, columns: method.bias(
-                call.positions[:, rows], key_positions[:, columns], weights, state.geometry
+                call.positions[:, rows], key_positions[:, columns], weights, call.geometry
             ),
             scaling=kwargs.get("scaling") or query.shape[-1] ** -0.5,
             dropout=kwargs.get("dropout", 0.0),
         )
         return output, None
-    bias = method.bias(call.positions, key_positions, weights, state.geometry)
+    bias = method.bias(call.positions, key_positions, weights, call.geometry)
     native = kwargs.pop("position_bias", None)
     bias = bias if native is None else bias.to(query.dtype) + native
     return added(module, query, key, value, mask, bias, function, base, kwargs)

@@ -35,11 +35,14 @@ class Host:
         attention: ends of the paths of attention modules with mathematics of their own; empty where they ask the registry.
         carrier: the argument of such a module to which an additive bias can be added.
         sincos: ends of the paths of tables of sines and cosines by position, which stand in for a rotary module.
+        added: True where a table is added to as many tokens as it has rows and to nothing else; where it is cleared, one row
+            of zeros stands for it, and inputs of any length run.
         hushed: ends of the paths of modules that give nothing but positions (a convolution over the tokens, a lookup of
             distances); what they give is zeroed.
         opened: buffers of a module that hold the causal triangle, set open during the proof.
         order: what knows the order of tokens beside the four sites (recurrent layers, convolutions, windows) and stays; the
             proof then looks at each attention alone.
+        steps: the argument of the model's forward that holds the position of each step, where a step is several tokens.
         cross: names of cross-attention modules, which share no axis and are left alone.
         note: what a user of this family should know.
     """
@@ -55,9 +58,11 @@ class Host:
     attention: tuple[str, ...] = ()
     carrier: str = ""
     sincos: tuple[str, ...] = ()
+    added: bool = False
     hushed: tuple[str, ...] = ()
     opened: tuple[str, ...] = ()
     order: str = ""
+    steps: str = ""
     cross: tuple[str, ...] = CROSS
     note: str = ""
 

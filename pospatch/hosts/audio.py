@@ -34,7 +34,9 @@ AUDIO: tuple[Host, ...] = (
         wiring="ast",
         families=("audio-spectrogram-transformer",),
         table=("embeddings.position_embeddings",),
+        added=True,
         order="patches that overlap",
+        note="a table with a row for each patch of a spectrogram; methods for grids know bands and frames, at any length",
     ),
     Host(
         wiring="whisper encoder",

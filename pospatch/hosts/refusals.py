@@ -28,6 +28,14 @@ REFUSALS: tuple[Refusal, ...] = (
         families=("zaya",),
     ),
     Refusal(
+        reason="its attention keeps the queries that it samples for each series, so what one token gets hangs on all others",
+        families=("informer",),
+    ),
+    Refusal(
+        reason="it correlates a series with itself shifted in time, in place of attention: there are no logits and no positions",
+        families=("autoformer",),
+    ),
+    Refusal(
         reason="it has no attention: order comes from recurrence",
         families=("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
     ),
@@ -35,7 +43,7 @@ REFUSALS: tuple[Refusal, ...] = (
         reason="it has no attention: order comes from convolutions or Fourier transforms",
         families=(
             "bit", "convnext", "convnextv2", "dac", "dinov3_convnext", "efficientnet", "encodec", "fnet", "focalnet", "hgnet_v2",
-            "mobilenet_v1", "mobilenet_v2", "poolformer", "regnet", "resnet", "textnet", "univnet", "uvdoc",
+            "mobilenet_v1", "mobilenet_v2", "patchtsmixer", "poolformer", "regnet", "resnet", "textnet", "univnet", "uvdoc",
         ),
     ),
 )  # fmt: skip

@@ -251,6 +251,10 @@ class Rotary(Method):
         True  # True where inv_freq and one amplitude say everything; False where `rotate` is overridden
     )
 
+    def numbers_taken(self) -> int:
+        """Numbers that a position from the caller has; 0 where none can be given."""
+        return 1
+
     @property
     def dynamic(self) -> bool:
         """True where the frequencies depend on the length of the sequence seen so far."""

@@ -26,7 +26,7 @@ class DINOv3RoPE(Rotary):
     Args:
         rope_theta: base of the frequencies, above 1; 100 in the paper.
         prefix: tokens before the first patch (class token, registers), which do not turn; None is what this model has there.
-        rows, columns: the grid of patches; None is the model's own. Give both for images of another size.
+        rows, columns: the grid of patches; None reads it from the size of the images of each call.
 
     Departs: coordinates are not shifted, jittered or rescaled at random in training.
 
@@ -43,6 +43,9 @@ class DINOv3RoPE(Rotary):
     prefix: int | None = integer(None, low=0, optional=True)
     rows: int | None = integer(None, optional=True)
     columns: int | None = integer(None, optional=True)
+
+    def numbers_taken(self) -> int:
+        return 0  # it makes coordinates of the order of the patches itself
 
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)

@@ -30,7 +30,7 @@ class LogCPB(Bias):
         hidden: width of the network, 1 to 4096; 512 in the paper.
         prefix: axes 2: tokens before the first patch (class token, registers), whose pairs get no bias; None is what this
             model has there.
-        columns: axes 2: patches in a row; None is the model's own grid. Give it for images of another size.
+        columns: axes 2: patches in a row; None reads it from the size of the images of each call.
         zero_init: start as no positions at all (`out` is zero), which is the identity over `nope`; False starts as the paper
             does, from a random network.
         seed: of the random start; layers differ.

@@ -43,6 +43,9 @@ class MRoPE(Rotary):
     mrope_interleaved: bool = flag(False)
     rope_theta: float | None = number(None, above=1.0, optional=True)
 
+    def numbers_taken(self) -> int:
+        return 3
+
     def dim(self, geometry: Geometry) -> int:
         """Rotated dimensions of each head."""
         return geometry.rotation.dim if geometry.rotation else geometry.head_dim

@@ -25,7 +25,7 @@ class RoPE2D(Rotary):
     Args:
         rope_theta: base of the frequencies, above 1; 100 in the paper.
         prefix: tokens before the first patch (class token, registers), which do not turn; None is what this model has there.
-        columns: patches in a row; None is the model's own grid. Give it for images of another size.
+        columns: patches in a row; None reads it from the size of the images of each call.
 
     Departs: pairs are dimensions i and i + dim / 2, the authors' are 2i and 2i + 1.
 
@@ -41,6 +41,9 @@ class RoPE2D(Rotary):
     rope_theta: float = number(100.0, above=1.0)
     prefix: int | None = integer(None, low=0, optional=True)
     columns: int | None = integer(None, optional=True)
+
+    def numbers_taken(self) -> int:
+        return 0  # it makes coordinates of the order of the patches itself
 
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)

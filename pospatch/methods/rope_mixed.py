@@ -25,7 +25,7 @@ class RoPEMixed(Rotary):
     Args:
         rope_theta: base of the magnitudes at the start, above 1; 10 in the paper.
         prefix: tokens before the first patch (class token, registers), which do not turn; None is what this model has there.
-        columns: patches in a row; None is the model's own grid. Give it for images of another size.
+        columns: patches in a row; None reads it from the size of the images of each call.
         seed: of the random direction that each head starts with; layers differ.
 
     Departs: query heads that share a key share their frequencies. Train them without weight decay, as the authors do.
@@ -43,6 +43,9 @@ class RoPEMixed(Rotary):
     prefix: int | None = integer(None, low=0, optional=True)
     columns: int | None = integer(None, optional=True)
     seed: int = integer(0, low=0)
+
+    def numbers_taken(self) -> int:
+        return 0  # it makes coordinates of the order of the patches itself
 
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)

@@ -1,0 +1,136 @@
+"""What the recipes beyond text share: settings from YAML and flags, a training loop under accelerate, results, a picture."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from pospatch.errors import BadOptionType, UnknownName, suggest
+from pospatch.training.arguments import _entry, _Parser, _structure, _tokens
+
+__all__ = ["Curve", "draw", "fit", "settings", "spread", "stacks", "write"]
+
+Some = TypeVar("Some")
+
+
+def settings(kind: type[Some], argv: Sequence[str] | None = None) -> Some:
+    """A dataclass of settings from `--config FILE` and flags of the same names, which win.
+
+    Raises:
+        UnknownName: a key or flag that does not exist; with a suggestion.
+        BadOption, BadOptionType: a file or value that cannot be used.
+    """
+    parser = _Parser(kind, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)  # type: ignore[arg-type]
+    parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
+    given = list(sys.argv[1:] if argv is None else argv)
+    valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
+    first = ArgumentParser(add_help=False, allow_abbrev=False)  # what is required may stand in the file
+    first.add_argument("--config")
+    file = first.parse_known_args(given)[0].config
+    values, unknown = parser.parse_known_args([*_tokens(file, valid), *given])
+    if unknown:
+        raise UnknownName(f"unknown flag {unknown[0]!r}.{suggest(unknown[0].lstrip('-'), valid)} See --help")
+    return kind(**{name: value for name, value in vars(values).items() if name != "config"})
+
+
+def stacks(word: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+    """Named patches written as YAML, each as `pospatch.apply` takes it; an empty one changes nothing.
+
+    >>> stacks("{2-D: {method: rope_2d, rope_theta: 10}, as it is: []}")
+    {'2-D': [('rope_2d', {'rope_theta': 10})], 'as it is': []}
+
+    Raises:
+        BadOptionType: no mapping of names to patches.
+    """
+    spec = _structure("patches", word)
+    if not isinstance(spec, dict) or not spec:
+        raise BadOptionType(f"patches must be {{NAME: {{method: METHOD, option: value}}, ...}}, got {word!r}")
+    return {
+        str(name): [_entry(item) for item in (one if isinstance(one, list) else [one])] for name, one in spec.items()
+    }
+
+
+def fit(
+    model: nn.Module, loss: Callable[[nn.Module], Tensor], *, steps: int, rate: float, decay: float = 0.01
+) -> dict[str, float]:
+    """Train with AdamW: the rate rises over a tenth of the steps and falls to zero; `loss` draws its own batch.
+
+    Under accelerate with several processes each draws other batches, and gradients are averaged.
+
+    Returns:
+        the mean loss of the last tenth of the steps, and seconds.
+    """
+    from accelerate import Accelerator
+    from torch.optim.lr_scheduler import OneCycleLR
+
+    accelerator = Accelerator()
+    trained = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
+    schedule = OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    torch.manual_seed(torch.initial_seed() + accelerator.process_index)
+    running, optimizer = accelerator.prepare(model.train(), optimizer)
+    begun, losses = time.monotonic(), []
+    for _ in range(steps):
+        value = loss(running)
+        optimizer.zero_grad()
+        accelerator.backward(value)
+        accelerator.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(value.detach()))
+    model.eval()
+    late = losses[-max(1, steps // 10) :]
+    return {"loss": sum(late) / len(late), "seconds": round(time.monotonic() - begun, 1)}
+
+
+def spread(runs: Sequence[Sequence[float]]) -> tuple[tuple[float, float, float], ...]:
+    """(lowest, middle, highest) over runs, at each place."""
+    return tuple((min(values), median(values), max(values)) for values in zip(*runs, strict=True))
+
+
+def write(folder: str, chosen: Any, results: dict[str, Any]) -> Path:
+    """Put settings and results into results.json of a folder; returns the folder."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    content = {"settings": asdict(chosen), **results}
+    (path / "results.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    return path
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a picture: its name, and values with the spread over seeds (low, middle, high) at each place."""
+
+    name: str
+    where: tuple[float, ...]
+    values: tuple[tuple[float, float, float], ...]
+    dashed: bool = False
+
+
+def draw(path: Path, curves: Sequence[Curve], *, title: str, across: str, up: str, mark: float | None = None) -> None:
+    """Curves with their spread as a PNG of about 40 kB; a vertical line at `mark`, what the model was trained for."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    for curve in curves:
+        low, middle, high = zip(*curve.values, strict=True)
+        (line,) = axes.plot(curve.where, middle, "o--" if curve.dashed else "o-", label=curve.name, markersize=4)
+        axes.fill_between(curve.where, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    if mark is not None:
+        axes.axvline(mark, color="0.6", linewidth=1, linestyle=":")
+    axes.set(title=title, xlabel=across, ylabel=up)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)
