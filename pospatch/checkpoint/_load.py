@@ -14,6 +14,7 @@ from pospatch.errors import BadOptionType, CheckpointError
 
 __all__ = ["from_pretrained", "load", "read_tensors"]
 
+STATED = {"config", "rope_parameters", "rope_scaling", "rope_theta"}  # by whoever loads, over what the checkpoint says
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -30,9 +31,14 @@ def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None
 
     Raises:
         BadOptionType: no class, or no path.
-        CheckpointError: the patch record, its version or its tensors cannot be used.
+        CheckpointError: the patch record, its version or its tensors cannot be used; or the checkpoint would be misread, as
+            `inspect(path)` says.
+
+    Warns:
+        CheckpointWarning: it is read as it says, and something near it is wrong or cuts inputs.
     """
     from pospatch.checkpoint._adopt import adopt
+    from pospatch.checkpoint.doctor import guard
 
     given = [item for item in (first, second, auto_class) if item is not None]
     classes = [item for item in given if hasattr(item, "from_pretrained")]
@@ -41,6 +47,8 @@ def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None
         raise BadOptionType(f"from_pretrained(AutoModelForCausalLM, path) is wanted, got {given!r}")
     model_class, path = classes[0], paths[0]
     register()
+    if not set(kwargs) & STATED:
+        guard(path, {name: kwargs[name] for name in HUB if name in kwargs}, kwargs.get("gguf_file"))
     if hasattr(model_class, "_model_mapping"):
         model = model_class.from_pretrained(path, **kwargs)
     else:

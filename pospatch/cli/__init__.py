@@ -14,6 +14,7 @@ from pospatch.cli._advise import advise
 from pospatch.cli._bench import bench
 from pospatch.cli._compare import compare
 from pospatch.cli._input import lengths_for, load, made, options_of, patched, task_names, text_of, tokenizer_of
+from pospatch.cli._inspect import inspect
 from pospatch.cli._search import search
 from pospatch.cli._show import describe, out, show_rows
 from pospatch.cli._types import AsJson, AutoClass, DataType, ModelPath, Options
@@ -47,16 +48,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def inspect(model: ModelPath, auto: AutoClass = "AutoModel", as_json: AsJson = False) -> None:
-    """Show what positional mechanism a model has, where, and how long it was trained for.
-
-    Examples: [b]pospatch inspect smollm2-135m[/b], [b]pospatch inspect ./model --json[/b]
-    """
-    import pospatch
-
-    seen = pospatch.inspect(load(model, auto, "auto"))
-    typer.echo(json.dumps(seen.to_dict(), indent=2) if as_json else str(seen))
+app.command()(inspect)
 
 
 @app.command()

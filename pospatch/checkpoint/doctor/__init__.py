@@ -1,0 +1,67 @@
+"""The doctor: what a checkpoint claims of its positions, what transformers will use, and where the two differ."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+from pospatch.checkpoint.doctor._evidence import gather, gather_files
+from pospatch.checkpoint.doctor._files import Folder
+from pospatch.checkpoint.doctor._finding import Finding
+from pospatch.checkpoint.doctor._report import Diagnosis, report
+from pospatch.errors import CheckpointError, CheckpointWarning
+
+__all__ = ["Diagnosis", "Finding", "diagnose", "guard"]
+
+
+def diagnose(path: str | os.PathLike[str], **options: Any) -> Diagnosis:
+    """Look at a folder, a repository or a GGUF file; no weight is loaded.
+
+    Args:
+        path: of a model or an adapter.
+        options: auto_class (name of the class whose sites are shown), base (of an adapter), and as for Hub calls revision,
+            token, cache_dir, subfolder, force_download, local_files_only.
+
+    Raises:
+        CheckpointError: nothing there that could be looked at.
+        BadOptionType: an option that is none.
+    """
+    return report(gather(path, **options))
+
+
+def guard(path: str | os.PathLike[str], hub: dict[str, Any], gguf_file: str | None = None) -> None:
+    """Refuse a checkpoint that would be misread, and warn of what is near it, before it is loaded.
+
+    Raises:
+        CheckpointError: it would be misread; the message says what was got, what was wanted, what to do.
+    """
+    folder = _folder(path, hub)
+    if folder is None or not ((folder / "config.json").is_file() or gguf_file):
+        return  # whoever loads it says that there is nothing
+    seen = (
+        gather(folder / gguf_file) if gguf_file else gather_files(Folder(folder, str(path), whole=Path(path).is_dir()))
+    )
+    found = report(seen).findings
+    wrong = [item for item in found if item.severity == "error"]
+    if wrong:
+        raise CheckpointError(
+            f"{path} would be misread. "
+            + "; ".join(str(item) for item in wrong)
+            + ". `pospatch inspect` shows all; the "
+            "class's own from_pretrained loads it as it is"
+        )
+    for item in found:
+        if item.severity == "warning":
+            warnings.warn(f"{path}: {item}", CheckpointWarning, stacklevel=3)
+
+
+def _folder(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path | None:
+    """Where the files lie on this machine: the folder, or the cache's, into which config.json is fetched first."""
+    from transformers.utils import cached_file
+
+    if (folder := Path(path)).is_dir():
+        return folder / (hub.get("subfolder") or "")
+    found = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    return None if found is None else Path(found).parent
