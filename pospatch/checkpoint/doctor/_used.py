@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 from pospatch.checkpoint.doctor._quiet import quiet
 from pospatch.errors import BadOption
 
-__all__ = ["Table", "Used", "use"]
+__all__ = ["Table", "Used", "look", "use"]
 
 MODULES = 4096  # of one kind in a config, beyond which no model is built, not even without memory
 WIDTH = 2**16  # of a head, beyond which no frequencies are computed
@@ -67,7 +68,8 @@ class Used:
     @property
     def thetas(self) -> dict[str | None, float]:
         """The base of the frequencies by layer type, where one is known."""
-        found = {label: _theta(self.rope.get(label) or {}, spectrum) for label, spectrum in self.spectra.items()}
+        labels = {**self.rope, **self.spectra}
+        found = {label: _theta(self.rope.get(label) or {}, self.spectra.get(label)) for label in labels}
         return {label: theta for label, theta in found.items() if theta is not None}
 
 
@@ -89,10 +91,11 @@ def use(folder: Path, auto_class: str | None, stack: list[Any], gguf_file: str |
     except Exception as error:  # noqa: BLE001  whatever transformers raises is what is found
         return Used(failure=_said(error))
     config = config.base if isinstance(config, PospatchConfig) else config
-    return _look(config, auto_class, stack)
+    return look(config, auto_class, stack)
 
 
-def _look(config: Any, auto_class: str | None, stack: list[Any]) -> Used:
+def look(config: Any, auto_class: str | None = None, stack: Sequence[Any] = ()) -> Used:
+    """Build the model of a config without memory, and see where its positions live."""
     from pospatch.engine._parts import choose
     from pospatch.engine._plan import Plan
     from pospatch.engine._sites import find
@@ -107,7 +110,7 @@ def _look(config: Any, auto_class: str | None, stack: list[Any]) -> Used:
             model = build(config)
         part, half = choose(model, None)
         sites = find(part, half)
-        plan = Plan(part, sites, stack, {}, model)
+        plan = Plan(part, sites, list(stack), {}, model)
         shapes = {id(value): name for name, value in model.state_dict(keep_vars=True).items()}
         return Used(
             config,
@@ -168,6 +171,9 @@ def _rope(config: Any, sites: Any) -> dict[str | None, dict[str, Any]]:
             read = rope_parameters(getattr(module, "config", config), label)
             if read:
                 found.setdefault(label, read)
+    stated = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    if found and None not in found:  # types of which this config has no layer
+        found |= {label: dict(item) for label, item in stated.items() if isinstance(item, dict) and label not in found}
     return found
 
 
@@ -189,10 +195,12 @@ def _spectra(sites: Any) -> dict[str | None, tuple[Tensor, float]]:
     return found
 
 
-def _theta(parameters: dict[str, Any], spectrum: tuple[Tensor, float]) -> float | None:
+def _theta(parameters: dict[str, Any], spectrum: tuple[Tensor, float] | None) -> float | None:
     given = parameters.get("rope_theta")
     if isinstance(given, int | float) and not isinstance(given, bool):
         return float(given)
+    if spectrum is None:
+        return None
     inv_freq, pairs = spectrum[0].double(), spectrum[0].numel()
     return float(inv_freq[1] ** -pairs) if pairs > 1 and float(inv_freq[1]) > 0 else None
 

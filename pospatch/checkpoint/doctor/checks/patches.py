@@ -6,16 +6,18 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
+
 from pospatch.checkpoint import _base
 from pospatch.checkpoint._record import methods_of
 from pospatch.checkpoint._save import TENSORS, is_patch_tensor
-from pospatch.checkpoint.doctor._claims import PARAMETERS, PLAIN
+from pospatch.checkpoint.doctor._claims import PLAIN
 from pospatch.checkpoint.doctor._evidence import Evidence
 from pospatch.checkpoint.doctor._finding import Finding, error, note, warning
+from pospatch.checkpoint.doctor._recorded import bare, recorded_spectrum
 from pospatch.checkpoint.doctor.checks._registry import check
 from pospatch.checkpoint.doctor.checks.lengths import tokenizer_length
 from pospatch.errors import CheckpointError
-from pospatch.methods._base import Rotary
 
 SAVE = "save it again with pospatch"
 
@@ -55,21 +57,22 @@ def _parts(version: str) -> list[int]:
 @check
 def record_differs(seen: Evidence) -> Iterator[Finding]:
     """A native record beside rope_parameters that say something else: transformers reads these, pospatch the record."""
-    top = next((method for method in reversed(seen.stack) if isinstance(method, Rotary)), None)
-    if seen.own or seen.kind != "model" or top is None:
+    wanted = recorded_spectrum(seen)
+    used = [seen.used.spectra[label] for label in (None, "full_attention") if label in seen.used.spectra]
+    if wanted is None or not used:
         return
-    options = top.options()
-    for parameters in seen.used.rope.values():
-        if parameters.get("rope_type") in PLAIN and len(seen.used.rope) > 1:
-            continue  # a layer type that a scaling leaves alone
-        odd = [name for name in PARAMETERS if name in options and name in parameters and options[name] is not None
-               and options[name] != parameters[name]]  # fmt: skip
-        if odd:
-            yield error(
-                f"{', '.join(f'{name}={parameters[name]!r:.60}' for name in odd)} in rope_parameters, for transformers",
-                f"{', '.join(f'{name}={options[name]!r:.60}' for name in odd)} in the record, for pospatch",
-                "delete the 'pospatch' entry where rope_parameters are right, else correct rope_parameters",
-            )
+    inv_freq, amplitude = used[0]
+    if inv_freq.shape != wanted[0].shape or not _near(inv_freq, wanted[0]) or abs(amplitude - wanted[1]) > 1e-6:
+        stack = " + ".join(f"{item.name}({item.options()})" for item in seen.stack)
+        yield error(
+            f"{next(iter(seen.used.rope.values()), {})!r:.200} in rope_parameters, for transformers",
+            f"{stack:.200} in the record, for pospatch",
+            "delete the 'pospatch' entry where rope_parameters are right, else correct rope_parameters",
+        )
+
+
+def _near(one: Tensor, other: Tensor) -> bool:
+    return bool(((one - other).abs() <= 1e-5 * other.abs() + 1e-30).all())
 
 
 @check
@@ -144,20 +147,8 @@ def adapter_record(seen: Evidence) -> Iterator[Finding]:
     )
     if seen.base is None or seen.base.used.config is None or not isinstance(seen.record, dict):
         return
-    model: Any = SimpleNamespace(config=_bare(seen.base))
+    model: Any = SimpleNamespace(config=bare(seen.base))
     try:
         _base.check(model, seen.record.get("base"), seen.source)
     except CheckpointError as why:
         yield error(str(why), "the base that it was made on", "give the right base; its name stands in the record")
-
-
-def _bare(base: Evidence) -> Any:
-    """The config of a base without the patch that its record describes."""
-    import copy
-
-    config = copy.deepcopy(base.used.config)
-    fields = base.record.get("base") if isinstance(base.record, dict) else None
-    for name, value in (fields or {}).items():
-        if name in ("rope_parameters", "max_position_embeddings"):
-            setattr(config.get_text_config(), name, value)
-    return config

@@ -41,8 +41,9 @@ def unknown_type(seen: Evidence) -> Iterator[Finding]:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     for label, parameters in _used(seen).items():
-        kind = parameters.get("rope_type")
-        if kind not in ROPE_INIT_FUNCTIONS and kind not in PLAIN and kind not in _of_the_family(seen):
+        kind = str(parameters.get("rope_type"))
+        validated = hasattr(seen.used.text, f"_validate_{kind}_rope_parameters")  # also a family's own type
+        if kind not in ROPE_INIT_FUNCTIONS and kind not in PLAIN and not validated:
             remedy = f"write rope_type: {RENAMED[kind]!r}" if kind in RENAMED else "write the type that was meant"
             yield error(_at(label, f"rope_type {kind!r}"), f"one of default, {', '.join(ROPE_INIT_FUNCTIONS)}", remedy)
 
@@ -56,11 +57,6 @@ def _used(seen: Evidence) -> dict[str | None, dict[str, Any]]:
         return {}
     nested: dict[str | None, dict[str, Any]] = {name: each for name, each in read.items() if isinstance(each, dict)}
     return nested or {None: read}
-
-
-def _of_the_family(seen: Evidence) -> tuple[str, ...]:
-    """Types that the family's own config class brings as its default."""
-    return (str(getattr(type(seen.used.text), "default_rope_type", "default")),)
 
 
 @check
