@@ -88,6 +88,14 @@ def with_card_and_evaluation() -> None:
     same(AutoModelForCausalLM.from_pretrained("tester/carded"), model)
 
 
+def a_card_without_flags_names_the_export() -> None:
+    model = pospatch.apply(tiny.build("llama"), "ntk_by_parts", factor=2)
+    pospatch.push_to_hub(model, "tester/parts", token=TOKEN)
+    content = ModelCard.load("tester/parts").content
+    assert "--rope-scaling" not in content
+    assert "pospatch export tester/parts --output model.gguf" in content
+
+
 def licence_is_carried_over() -> None:
     base = tiny.build("llama")
     base.save_pretrained(ROOM / "base")
@@ -208,6 +216,7 @@ def no_token_anywhere() -> None:
 SCENARIOS = [
     ordinary_call,
     with_card_and_evaluation,
+    a_card_without_flags_names_the_export,
     licence_is_carried_over,
     revisions_stay_what_they_were,
     private_with_a_token,

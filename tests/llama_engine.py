@@ -4,7 +4,7 @@
 
 ASKED is a JSON list of jobs {"file", "ids", "texts", "params"}. The server gives log-probabilities of what it generates alone, so
 each token is made the one it generates by a bias, which its log-probabilities do not count; the cache keeps what was read, so
-that a token is a step.
+that a token is a step. It holds back a token that ends inside a character, so the text of `ids` must be plain ASCII.
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ def _step(server: Any, ids: list[int], number: int) -> float:
         }
     )
     content = json.loads(answer) if isinstance(answer, str) else answer
+    assert "choices" in content, content
     (given,) = content["choices"][0]["logprobs"]["content"]
     assert given["id"] == ids[number], given
     return float(given["logprob"])

@@ -16,7 +16,19 @@ from pospatch import inspection, registry
 from pospatch.cli import app
 from tests import tiny
 
-COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "bench", "compare", "advise", "search", "demo"]
+COMMANDS = [
+    "inspect",
+    "methods",
+    "hosts",
+    "apply",
+    "export",
+    "evaluate",
+    "bench",
+    "compare",
+    "advise",
+    "search",
+    "demo",
+]
 
 
 def run(*words: Any) -> Any:
@@ -141,6 +153,16 @@ def test_apply_of_several_methods_that_are_not_native(llama: Path, tmp_path: Pat
     seen = json.loads(said("inspect", tmp_path / "two", "--auto", "AutoModelForCausalLM", "--json"))
     assert [item["method"] for item in seen["stack"]] == ["rope", "logn"]
     assert seen["stack"][0]["rope_theta"] == 5e5
+
+
+def test_export(llama: Path, tmp_path: Path) -> None:
+    shown = said("export", llama, "--method", "ntk_by_parts", "-o", "factor=2", "--output", tmp_path / "plain")
+    assert "verified in a clean process" in shown
+    assert "pospatch" not in (tmp_path / "plain" / "config.json").read_text()
+    assert "nearest" in refused("export", llama, "--method", "alibi", "--output", tmp_path / "alibi")
+    assert "no tokenizer.json" in refused("export", llama, "--output", tmp_path / "x.gguf")
+    assert "say which with --method" in refused("export", llama, "-o", "factor=2", "--output", tmp_path / "y")
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 def test_evaluate_perplexity_is_that_of_python(llama: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from pospatch.cli._advise import advise
 from pospatch.cli._bench import bench
 from pospatch.cli._compare import compare
+from pospatch.cli._export import export
 from pospatch.cli._input import lengths_for, load, made, options_of, patched, task_names, text_of, tokenizer_of
 from pospatch.cli._inspect import inspect
 from pospatch.cli._search import search
@@ -168,6 +169,7 @@ def evaluate(
     out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
 
 
+app.command()(export)
 app.command()(bench)
 app.command()(compare)
 app.command()(advise)

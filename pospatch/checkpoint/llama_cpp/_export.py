@@ -16,7 +16,7 @@ from pospatch.checkpoint.llama_cpp._frequencies import FACTORS, Said, computed, 
 from pospatch.checkpoint.llama_cpp._vocabulary import write_vocabulary
 from pospatch.errors import BadOption, CheckpointError, UnsupportedHost
 
-__all__ = ["GgufExport", "export_gguf"]
+__all__ = ["CLASSES", "GgufExport", "export_gguf"]
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM")  # that llama.cpp's architecture "llama" is
 ARCHITECTURE = "llama"
