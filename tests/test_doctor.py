@@ -624,3 +624,19 @@ def test_no_config_brings_it_down(saved: Any, tmp_path: Path, changes: Any, insi
     (tmp_path / "config.json").write_text(json.dumps(config))
     with suppress(PospatchError):
         str(pospatch.inspect(tmp_path))
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    places=st.lists(st.tuples(st.integers(0, 1400), st.integers(0, 255)), min_size=1, max_size=4),
+    cut=st.integers(0, 2000),
+)
+def test_no_gguf_brings_it_down(tmp_path: Path, places: Any, cut: int) -> None:
+    if not (tmp_path / "sound").exists():
+        gguf(tmp_path / "sound", factors=[1.0, 1.0, 4.0, 8.0])
+    content = bytearray((tmp_path / "sound" / "model.gguf").read_bytes())
+    for at, byte in places:
+        content[at % len(content)] = byte
+    (tmp_path / "spoiled.gguf").write_bytes(content[: len(content) - cut])
+    with suppress(PospatchError):
+        str(pospatch.inspect(tmp_path / "spoiled.gguf"))

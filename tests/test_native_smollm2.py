@@ -71,8 +71,8 @@ def test_llama_cpp_gives_the_same_log_probabilities(base: Path, ids: list[int], 
     model, tokenizer = patched(base, name), tf.AutoTokenizer.from_pretrained(base)
     written: Any = pospatch.export(model, tmp_path / "model.gguf", tokenizer=tokenizer)
     text = tokenizer.decode(ids[:200])
-    with torch.no_grad():
-        ours, bare = (_log_probabilities(each, ids) for each in (model, pospatch.remove(model)))
+    ours = _log_probabilities(model, ids)
+    bare = _log_probabilities(pospatch.remove(model), ids)
     answer = llama_engine.ask([{"file": written.path, "ids": ids, "texts": [text]}], tmp_path)[0]
     gap = float((torch.tensor(answer["logprobs"]).double() - ours).abs().max())
     moved = float((bare - ours).abs().max())
@@ -86,5 +86,6 @@ def test_llama_cpp_gives_the_same_log_probabilities(base: Path, ids: list[int], 
 
 
 def _log_probabilities(model: Any, ids: list[int]) -> torch.Tensor:
-    found = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+    with torch.no_grad():
+        found = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return found[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]

@@ -37,8 +37,8 @@ def guard(path: str | os.PathLike[str], hub: dict[str, Any], gguf_file: str | No
     Raises:
         CheckpointError: it would be misread; the message says what was got, what was wanted, what to do.
     """
-    folder = _folder(path, hub)
-    if folder is None or not ((folder / "config.json").is_file() or gguf_file):
+    folder = _folder(path, gguf_file or "config.json", hub)
+    if folder is None or not (folder / (gguf_file or "config.json")).is_file():
         return  # whoever loads it says that there is nothing
     seen = (
         gather(folder / gguf_file) if gguf_file else gather_files(Folder(folder, str(path), whole=Path(path).is_dir()))
@@ -57,11 +57,11 @@ def guard(path: str | os.PathLike[str], hub: dict[str, Any], gguf_file: str | No
             warnings.warn(f"{path}: {item}", CheckpointWarning, stacklevel=3)
 
 
-def _folder(path: str | os.PathLike[str], hub: dict[str, Any]) -> Path | None:
-    """Where the files lie on this machine: the folder, or the cache's, into which config.json is fetched first."""
+def _folder(path: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path | None:
+    """Where the files lie on this machine: the folder, or the cache's, into which the first file is fetched."""
     from transformers.utils import cached_file
 
     if (folder := Path(path)).is_dir():
         return folder / (hub.get("subfolder") or "")
-    found = cached_file(path, "config.json", _raise_exceptions_for_missing_entries=False, **hub)
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
     return None if found is None else Path(found).parent

@@ -10,7 +10,7 @@ from typing import Any
 from pospatch.checkpoint._record import methods_of
 from pospatch.checkpoint.doctor._claims import Claims, claims
 from pospatch.checkpoint.doctor._files import Files, Folder, open_files, read_json
-from pospatch.checkpoint.doctor._gguf import Header, only_gguf, read_header
+from pospatch.checkpoint.doctor._gguf import Header, only_gguf, read_header, without_vocabulary
 from pospatch.checkpoint.doctor._used import Used, use
 from pospatch.checkpoint.doctor._weights import Weights, weights_of
 from pospatch.errors import CheckpointError, PospatchError
@@ -161,4 +161,6 @@ def _stack(record: Any) -> tuple[Any, ...]:
 
 def _gguf(files: Folder, file: Path, auto_class: str | None) -> Evidence:
     header = read_header(file)
-    return Evidence(files.source, "gguf", files, used=use(file.parent, auto_class, [], file.name), gguf=header)
+    with without_vocabulary(header) as short:
+        used = use(short.parent, auto_class, [], short.name)
+    return Evidence(files.source, "gguf", files, used=used, gguf=header)

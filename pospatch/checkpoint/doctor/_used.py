@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pospatch.checkpoint.doctor._quiet import quiet
-from pospatch.errors import BadOption
+from pospatch.errors import BadOption, CheckpointError
 
 __all__ = ["Table", "Used", "look", "use"]
 
@@ -88,6 +88,8 @@ def use(folder: Path, auto_class: str | None, stack: list[Any], gguf_file: str |
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
+    except ImportError as error:
+        raise CheckpointError(f"{gguf_file or folder} needs a package that is missing: {_said(error)}") from error
     except Exception as error:  # noqa: BLE001  whatever transformers raises is what is found
         return Used(failure=_said(error))
     config = config.base if isinstance(config, PospatchConfig) else config
@@ -153,7 +155,8 @@ def _class(config: Any, auto_class: str | None) -> Any:
         if asked is None or not auto_class.startswith("AutoModel"):
             raise BadOption(f"auto_class={auto_class!r} must name an AutoModel class of transformers")
         return asked.from_config
-    named = next(iter(getattr(config, "architectures", None) or ()), None)
+    stated = getattr(config, "architectures", None)
+    named = stated[0] if isinstance(stated, list) and stated else None
     found = getattr(transformers, named, None) if isinstance(named, str) else None
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found

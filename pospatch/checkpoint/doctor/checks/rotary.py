@@ -116,7 +116,8 @@ def _other(name: str, group: dict[str, Any], used: list[dict[str, Any]]) -> bool
 def lost_share(seen: Evidence) -> Iterator[Finding]:
     """A rotated share of the head that is stated and not used."""
     said = seen.claims.shares
-    shares = {float(item.get("partial_rotary_factor") or 1.0) for item in seen.used.rope.values()}
+    given = [item.get("partial_rotary_factor") or 1.0 for item in seen.used.rope.values()]
+    shares = {float(value) for value in given if finite(value)}
     lost = [item for item in said if not _among(item.value, shares)]
     if lost and shares:
         yield error(
