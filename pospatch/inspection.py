@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pospatch import registry
 from pospatch.errors import BadOptionType
+
+if TYPE_CHECKING:
+    from pospatch.checkpoint.doctor import Diagnosis
 
 __all__ = ["Inspection", "catalogue_markdown", "hosts", "hosts_markdown", "inspect", "methods"]
 
@@ -43,6 +46,10 @@ class Inspection:
         return _table(self)
 
 
+@overload
+def inspect(model: str | os.PathLike[str], **options: Any) -> Diagnosis: ...
+@overload
+def inspect(model: Any) -> Inspection: ...
 def inspect(model: Any, **options: Any) -> Inspection:
     """What positional mechanism a model has, where, and how long it was trained for.
 

@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 import pospatch  # noqa: E402
 from pospatch.errors import CheckpointError, HubError  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.test_doctor import yarn_in_a_gguf  # noqa: E402
+from tests.doctor_cases import yarn_in_a_gguf  # noqa: E402
 
 IDS = tiny.ids(2, 48)
 

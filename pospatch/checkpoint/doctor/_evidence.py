@@ -13,7 +13,7 @@ from pospatch.checkpoint.doctor._files import Files, Folder, open_files, read_js
 from pospatch.checkpoint.doctor._gguf import Header, only_gguf, read_header, without_vocabulary
 from pospatch.checkpoint.doctor._used import Used, use
 from pospatch.checkpoint.doctor._weights import Weights, weights_of
-from pospatch.errors import CheckpointError, PospatchError
+from pospatch.errors import BadOption, CheckpointError, PospatchError
 
 __all__ = ["Evidence", "gather", "gather_files"]
 
@@ -78,8 +78,15 @@ def gather(
     """
     file = Path(path).expanduser()
     if file.suffix == ".gguf" and file.is_file():
+        _none_ignored(path, {"base": base, **hub})
         return _gguf(Folder(file.parent, str(path)), file, auto_class)
     return gather_files(open_files(path, hub), auto_class=auto_class, base=base, hub=hub)
+
+
+def _none_ignored(path: Any, given: dict[str, Any]) -> None:
+    odd = [name for name, value in given.items() if value is not None]
+    if odd:
+        raise BadOption(f"{odd[0]}=... would be ignored: {path} is no adapter and no repository")
 
 
 def gather_files(
@@ -90,6 +97,7 @@ def gather_files(
     for name, kind in KINDS.items():
         if (names is None or name in names) and (content := read_json(files, name)) is not None:
             if kind == "model":
+                _none_ignored(files.source, {"base": base})
                 return _model(files, content, auto_class)
             return _adapter(files, kind, content, base, hub or {})
     if isinstance(files, Folder) and (file := only_gguf(files.root)):
@@ -141,7 +149,9 @@ def _base(name: Any, asked: Any, files: Files, hub: dict[str, Any]) -> Evidence 
     if not isinstance(name, str | os.PathLike) or not str(name):
         return None
     here = {key: hub[key] for key in ("cache_dir", "token", "local_files_only") if key in hub}
-    if asked is None and isinstance(files, Folder):
+    if Path(name).is_dir():
+        here = {}
+    elif asked is None and isinstance(files, Folder):
         here["local_files_only"] = True  # a file on this machine sends nobody to the network
     try:
         found = gather(name, **here)

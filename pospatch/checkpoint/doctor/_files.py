@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pospatch.checkpoint._load import HUB
-from pospatch.errors import BadOptionType, CheckpointError
+from pospatch.errors import BadOption, BadOptionType, CheckpointError
 
 __all__ = ["LARGEST", "Files", "Folder", "Repository", "open_files"]
 
@@ -121,13 +121,15 @@ def open_files(path: str | os.PathLike[str], hub: dict[str, Any]) -> Files:
     """A folder where there is one of this name, else a repository.
 
     Raises:
-        BadOptionType: an option that no Hub call has.
+        BadOption, BadOptionType: an option that no Hub call has, or that a folder has no use for.
         CheckpointError: a path that is no folder and can be no repository.
     """
     if unknown := sorted(set(hub) - set(HUB)):
         raise BadOptionType(f"inspect: unknown option {unknown[0]!r}; valid for a path: {', '.join(HUB)}")
     folder = Path(path).expanduser()
     if folder.is_dir():
+        if odd := sorted(name for name in hub if name != "subfolder"):
+            raise BadOption(f"{odd[0]}=... would be ignored: {path} is a folder on this machine")
         return Folder(folder / (hub.get("subfolder") or ""), str(path))
     name = str(path)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
