@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM  # noqa: E402
 import pospatch  # noqa: E402
 from pospatch.errors import CheckpointError, HubError  # noqa: E402
 from tests import tiny  # noqa: E402
-from tests.doctor_cases import yarn_in_a_gguf  # noqa: E402
+from tests.doctor_cases import gguf  # noqa: E402
 
 IDS = tiny.ids(2, 48)
 
@@ -199,14 +199,14 @@ def the_doctor_reads_headers_alone() -> None:
     assert [item.check for item in wrong.findings if item.severity == "error"] == ["table_rows"]
     cached = (ROOM / "home" / "hub").glob("models--tester--*/snapshots/*/*.safetensors")
     assert not [path for path in cached if "doctor" in str(path) or "short" in str(path)]
+    scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+    unreadable = gguf(ROOM / "gguf", factors=[1.0, 1.0, 4.0, 8.0], **scaling)
     api.create_repo("tester/gguf")
-    api.upload_folder(repo_id="tester/gguf", folder_path=yarn_in_a_gguf(None, ROOM / "gguf").parent)
-    for load in (
-        pospatch.inspect,
-        lambda name: pospatch.from_pretrained(AutoModelForCausalLM, name, gguf_file="model.gguf"),
-    ):
-        with pytest.raises(CheckpointError, match=r"GGUF files only|rope\.scaling\.type = yarn"):
-            load("tester/gguf")
+    api.upload_folder(repo_id="tester/gguf", folder_path=unreadable.parent)
+    with pytest.raises(CheckpointError, match="GGUF files only"):
+        pospatch.inspect("tester/gguf")
+    with pytest.raises(CheckpointError, match="no counterpart among the methods"):
+        pospatch.from_pretrained(AutoModelForCausalLM, "tester/gguf", gguf_file="model.gguf")
     for name, options in (("tester/short", {}), ("tester/short", {"token": "hf_wrong"}), ("tester/nowhere", {})):
         with pytest.raises(CheckpointError, match=name) as caught:
             pospatch.inspect(name, **options)

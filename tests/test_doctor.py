@@ -27,7 +27,6 @@ from tests.doctor_cases import (
     gguf,
     the_length_left_at_the_trained_one,
     theta_that_transformers_4_does_not_find,
-    yarn_in_a_gguf,
 )
 
 
@@ -157,11 +156,12 @@ def test_from_pretrained_warns_once_and_not_of_notes(saved: Any, tmp_path: Path)
         pospatch.from_pretrained(tf.AutoModelForCausalLM, folder, config=config)  # stated by whoever loads
 
 
-def test_from_pretrained_refuses_a_gguf_whose_scaling_is_dropped(saved: Any, tmp_path: Path) -> None:
-    file = yarn_in_a_gguf(saved, tmp_path)
-    with pytest.raises(CheckpointError, match=r"apply\(model, 'yarn', factor=4, original_max_position_embeddings=32\)"):
-        pospatch.from_pretrained(tf.AutoModelForCausalLM, file.parent, gguf_file=file.name)
+def test_from_pretrained_refuses_a_gguf_that_no_method_gives(saved: Any, tmp_path: Path) -> None:
+    both = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+    file = gguf(tmp_path, factors=[1.0, 1.0, 4.0, 8.0], **both)
     assert found(file.parent) == found(file)  # the only one of its folder
+    with pytest.raises(CheckpointError, match="no counterpart among the methods"):
+        pospatch.from_pretrained(tf.AutoModelForCausalLM, file.parent, gguf_file=file.name)
 
 
 def test_an_adapters_base_can_be_given(saved: Any, tmp_path: Path) -> None:
@@ -221,13 +221,26 @@ NAMES = ["rope_parameters", "rope_scaling", "rope_theta", "max_position_embeddin
          "original_max_position_embeddings", "vocab_size", "auto_map"]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4), inside=st.dictionaries(
-    st.sampled_from(["rope_type", "factor", "rope_theta", "short_factor", "original_max_position_embeddings"]), VALUES,
-    max_size=3))  # fmt: skip
-def test_no_config_brings_it_down(saved: Any, tmp_path: Path, changes: Any, inside: Any) -> None:
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    changes=st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=3),
+    inside=st.dictionaries(st.sampled_from(["rope_type", "factor", "rope_theta", "short_factor"]), VALUES, max_size=3),
+    recorded=st.dictionaries(
+        st.sampled_from(["version", "native", "base", "stack", "tensors", "part"]), VALUES, max_size=2
+    ),
+    option=VALUES,
+)
+def test_no_config_brings_it_down(
+    saved: Any, tmp_path: Path, changes: Any, inside: Any, recorded: Any, option: Any
+) -> None:
     config = json.loads((saved("llama") / "config.json").read_text())
-    config = {**config, "rope_parameters": {**config["rope_parameters"], **inside}, **changes}
+    native = {
+        "version": 1,
+        "native": True,
+        "base": {"max_position_embeddings": 32, "rope_parameters": config["rope_parameters"]},
+    }
+    record = {**native, "stack": [{"method": "yarn", "factor": option}], **recorded}
+    config = {**config, "rope_parameters": {**config["rope_parameters"], **inside}, "pospatch": record, **changes}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with suppress(PospatchError):
         str(pospatch.inspect(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pospatch.checkpoint.doctor import Diagnosis
 from pospatch.checkpoint.llama_cpp import _export
 from pospatch.checkpoint.llama_cpp._vocabulary import LLAMA_3
 from pospatch.engine._trial import Trial
-from pospatch.errors import BadOption, CheckpointError, PospatchError, UnsupportedHost
+from pospatch.errors import BadOption, CheckpointError, CheckpointWarning, PospatchError, UnsupportedHost
 from pospatch.methods._base import Rotary
 from tests import llama_engine, tiny
 
@@ -151,6 +152,25 @@ def test_the_doctor_sees_what_transformers_drops(exported: dict[str, Any]) -> No
     seen = pospatch.inspect(exported["unpatched"][2].path)
     assert isinstance(seen, Diagnosis)
     assert seen.ok
+
+
+def test_what_transformers_drops_is_put_back(exported: dict[str, Any]) -> None:
+    shown = 0
+    for name, (_, _, written, *rest) in exported.items():
+        if isinstance(written, str):
+            continue
+        folder, file = Path(written.path).parent, Path(written.path).name
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", CheckpointWarning)
+            loaded = pospatch.from_pretrained(tf.AutoModelForCausalLM, folder, gguf_file=file, dtype=torch.float32)
+        told = [item for item in said if issubclass(item.category, CheckpointWarning)]
+        ids = IDS[: len(rest[0]) + 1]
+        plain = tf.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+        assert np.abs(wanted(loaded, ids) - rest[0]).max() < 1e-4, name
+        misread = np.abs(wanted(plain, ids) - rest[0]).max() > 1e-4
+        assert bool(told) or not misread, name  # nothing is changed without a word
+        shown += misread
+    assert shown > 5, "transformers reads them all, so nothing was shown"
 
 
 def test_the_cards_flags_give_the_base_the_same(tmp_path: Path) -> None:

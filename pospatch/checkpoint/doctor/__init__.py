@@ -10,10 +10,13 @@ from typing import Any
 from pospatch.checkpoint.doctor._evidence import gather, gather_files
 from pospatch.checkpoint.doctor._files import Folder
 from pospatch.checkpoint.doctor._finding import Finding
+from pospatch.checkpoint.doctor._gguf import Header
 from pospatch.checkpoint.doctor._report import Diagnosis, report
 from pospatch.errors import CheckpointError, CheckpointWarning
 
 __all__ = ["Diagnosis", "Finding", "diagnose", "guard"]
+
+DROPPED = ("gguf_scaling", "gguf_factors", "gguf_theta")  # what methods put back
 
 
 def diagnose(path: str | os.PathLike[str], **options: Any) -> Diagnosis:
@@ -31,30 +34,33 @@ def diagnose(path: str | os.PathLike[str], **options: Any) -> Diagnosis:
     return report(gather(path, **options))
 
 
-def guard(path: str | os.PathLike[str], hub: dict[str, Any], gguf_file: str | None = None) -> None:
+def guard(path: str | os.PathLike[str], hub: dict[str, Any], gguf_file: str | None = None) -> Header | None:
     """Refuse a checkpoint that would be misread, and warn of what is near it, before it is loaded.
+
+    Returns:
+        The header of a GGUF whose positions transformers drops and methods can put back; None for all others.
 
     Raises:
         CheckpointError: it would be misread; the message says what was got, what was wanted, what to do.
     """
     folder = _folder(path, gguf_file or "config.json", hub)
     if folder is None or not (folder / (gguf_file or "config.json")).is_file():
-        return  # whoever loads it says that there is nothing
-    seen = (
-        gather(folder / gguf_file) if gguf_file else gather_files(Folder(folder, str(path), whole=Path(path).is_dir()))
-    )
+        return None  # whoever loads it says that there is nothing
+    here = Folder(folder, str(path), whole=Path(path).is_dir())
+    seen = gather(folder / gguf_file) if gguf_file else gather_files(here)
     found = report(seen).findings
-    wrong = [item for item in found if item.severity == "error"]
+    dropped = [item for item in found if item.severity == "error" and item.check in DROPPED]
+    wrong = [item for item in found if item.severity == "error" and item not in dropped]
     if wrong:
         raise CheckpointError(
             f"{path} would be misread. "
             + "; ".join(str(item) for item in wrong)
-            + ". `pospatch inspect` shows all; the "
-            "class's own from_pretrained loads it as it is"
+            + ". `pospatch inspect` shows all; the class's own from_pretrained loads it as it is"
         )
     for item in found:
         if item.severity == "warning":
             warnings.warn(f"{path}: {item}", CheckpointWarning, stacklevel=3)
+    return seen.gguf if dropped else None
 
 
 def _folder(path: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path | None:

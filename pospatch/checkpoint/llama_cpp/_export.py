@@ -82,7 +82,7 @@ def export_gguf(form: Form, path: str | os.PathLike[str], *, tokenizer: Any, ver
         how = f"a divisor for each of {len(said.factors)} pairs ({FACTORS})"
     notes = [
         *form.notes,
-        "transformers reads neither scaling keys nor divisors of a GGUF: load the model there from its folder",
+        "transformers drops scaling keys and divisors of a GGUF; pospatch.from_pretrained(..., gguf_file=...) puts them back",
     ]
     plain = said.factors is None and "rope.scaling.type" not in said.keys
     return GgufExport(str(path), f"GGUF, architecture {ARCHITECTURE}, {how}", said.keys, difference,

@@ -24,7 +24,7 @@ def gguf_scaling(seen: Evidence) -> Iterator[Finding]:
         yield error(
             f"{' and '.join(sorted(kinds)) or 'no scaling'} in transformers, which reads no such key for {header.architecture}",
             f"{header.architecture}.rope.scaling.type = {header.scaling}, factor {header.get('rope.scaling.factor')}",
-            f"load it with transformers, then {_call(header)}",
+            f"pospatch.from_pretrained(AutoModelForCausalLM, folder, gguf_file=...) puts it back; by hand: {_call(header)}",
         )
 
 
@@ -55,8 +55,7 @@ def gguf_factors(seen: Evidence) -> Iterator[Finding]:
         yield error(
             "the plain frequencies of rope_theta in transformers",
             f"{name}, {len(acting[name])} divisors from {min(acting[name]):.4g} to {max(acting[name]):.4g}",
-            "load it with transformers, then pospatch.apply(model, 'longrope', factor=..., short_factor=F, long_factor=F) with "
-            "these divisors; or take the original checkpoint",
+            "pospatch.from_pretrained(AutoModelForCausalLM, folder, gguf_file=...) puts them back; or take the original model",
         )
 
 
