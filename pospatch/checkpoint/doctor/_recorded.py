@@ -31,10 +31,16 @@ def recorded_spectrum(seen: Evidence) -> tuple[Tensor, float] | None:
     """(inv_freq, amplitude) by the record of a natively saved patch; None where it puts no fixed spectrum there."""
     rotary = [method for method in seen.stack if isinstance(method, Rotary)]
     native = isinstance(seen.record, dict) and bool(seen.record.get("native"))
-    if seen.kind != "model" or not native or not rotary or any(m.dynamic or not m.spectral for m in rotary):
+    if (
+        seen.kind != "model"
+        or not seen.used.spectra
+        or not native
+        or not rotary
+        or any(m.dynamic or not m.spectral for m in rotary)
+    ):
         return None
-    geometry = _geometry(look(bare(seen)))
     try:
+        geometry = _geometry(look(bare(seen)))
         for method in rotary:
             if geometry is None:
                 return None
@@ -42,8 +48,8 @@ def recorded_spectrum(seen: Evidence) -> tuple[Tensor, float] | None:
             theta = getattr(method, "rope_theta", None) or geometry.rotation.theta  # type: ignore[union-attr]
             turned = Rotation(dim=2 * len(inv_freq), theta=theta, inv_freq=inv_freq, attention_factor=amplitude)
             geometry = geometry.with_(rotation=turned)
-    except PospatchError:
-        return None  # the check of the record says why
+    except (PospatchError, ArithmeticError, ValueError, TypeError, AttributeError):
+        return None  # numbers that give no frequencies: other checks say why
     return inv_freq, amplitude
 
 
