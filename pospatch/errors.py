@@ -11,6 +11,7 @@ __all__ = [
     "BadOption",
     "BadOptionType",
     "CheckpointError",
+    "CheckpointWarning",
     "HubError",
     "NotPatched",
     "PospatchError",
@@ -63,6 +64,10 @@ class HubError(PospatchError, OSError):
 
 class CheckpointError(PospatchError, ValueError):
     """A checkpoint whose record, weights or version cannot be used."""
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint is read as it says, and something near it is wrong or cuts inputs."""
 
 
 def suggest(got: str, valid: Iterable[str]) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from pospatch import registry
+from pospatch.errors import BadOptionType
+
+if TYPE_CHECKING:
+    from pospatch.checkpoint.doctor import Diagnosis
 
 __all__ = ["Inspection", "catalogue_markdown", "hosts", "hosts_markdown", "inspect", "methods"]
 
@@ -41,12 +46,30 @@ class Inspection:
         return _table(self)
 
 
-def inspect(model: Any) -> Inspection:
+@overload
+def inspect(model: str | os.PathLike[str], **options: Any) -> Diagnosis: ...
+@overload
+def inspect(model: Any) -> Inspection: ...
+def inspect(model: Any, **options: Any) -> Inspection:
     """What positional mechanism a model has, where, and how long it was trained for.
+
+    Of a path or repository no weight is loaded: what the checkpoint claims, what transformers will use, and where the two
+    differ (a `Diagnosis`, which is an `Inspection` with `claims` and `findings`).
+
+    Args:
+        model: a model, or the path of a folder or a GGUF file, or a Hub repository; of a model or an adapter.
+        options: for a path: auto_class, base (of an adapter), revision, token, cache_dir, subfolder, local_files_only.
 
     Raises:
         UnsupportedHost: a family that pospatch cannot reach.
+        CheckpointError: nothing there that could be looked at.
     """
+    if isinstance(model, str | os.PathLike):
+        from pospatch.checkpoint.doctor import diagnose
+
+        return diagnose(model, **options)
+    if options:
+        raise BadOptionType(f"inspect: {sorted(options)} go with a path; got a {type(model).__name__}")
     from pospatch.api import patch_of, unwrap
     from pospatch.checkpoint import adopt
     from pospatch.engine._describe import describe

@@ -32,8 +32,9 @@ from huggingface_hub import HfApi, ModelCard, constants  # noqa: E402
 from transformers import AutoModelForCausalLM  # noqa: E402
 
 import pospatch  # noqa: E402
-from pospatch.errors import HubError  # noqa: E402
+from pospatch.errors import CheckpointError, HubError  # noqa: E402
 from tests import tiny  # noqa: E402
+from tests.doctor_cases import gguf  # noqa: E402
 
 IDS = tiny.ids(2, 48)
 
@@ -86,6 +87,14 @@ def with_card_and_evaluation() -> None:
     assert files["yarn.png"] == b"\x89PNG picture"
     assert b"/home/" not in files["evaluation.json"]
     same(AutoModelForCausalLM.from_pretrained("tester/carded"), model)
+
+
+def a_card_without_flags_names_the_export() -> None:
+    model = pospatch.apply(tiny.build("llama"), "ntk_by_parts", factor=2)
+    pospatch.push_to_hub(model, "tester/parts", token=TOKEN)
+    content = ModelCard.load("tester/parts").content
+    assert "--rope-scaling" not in content
+    assert "pospatch export tester/parts --output model.gguf" in content
 
 
 def licence_is_carried_over() -> None:
@@ -172,6 +181,38 @@ def adapters_by_name() -> None:
     same(pospatch.load_adapter(tiny.build("gpt2"), "tester/adapter"), model)
 
 
+def the_doctor_reads_headers_alone() -> None:
+    """Findings by a repository's name: small files and the headers of weights, nothing else is fetched."""
+    model = pospatch.apply(tiny.build("gpt2"), "rope")
+    sound = pospatch.push_to_hub(model, "tester/doctor", token=TOKEN, max_shard_size="20KB")
+    tiny.build("gpt2").save_pretrained(ROOM / "short")
+    config = json.loads((ROOM / "short" / "config.json").read_text())
+    (ROOM / "short" / "config.json").write_text(json.dumps({**config, "n_positions": 64}))
+    api = HfApi(token=TOKEN)
+    api.create_repo("tester/short", private=True)
+    api.upload_folder(repo_id="tester/short", folder_path=ROOM / "short")
+    HUB.log.clear()
+    seen: Any = pospatch.inspect("tester/doctor", revision=sound)
+    assert seen.ok
+    assert [item["method"] for item in seen.stack] == ["rope"]
+    wrong: Any = pospatch.inspect("tester/short", token=TOKEN)
+    assert [item.check for item in wrong.findings if item.severity == "error"] == ["table_rows"]
+    cached = (ROOM / "home" / "hub").glob("models--tester--*/snapshots/*/*.safetensors")
+    assert not [path for path in cached if "doctor" in str(path) or "short" in str(path)]
+    scaling = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+    unreadable = gguf(ROOM / "gguf", factors=[1.0, 1.0, 4.0, 8.0], **scaling)
+    api.create_repo("tester/gguf")
+    api.upload_folder(repo_id="tester/gguf", folder_path=unreadable.parent)
+    with pytest.raises(CheckpointError, match="GGUF files only"):
+        pospatch.inspect("tester/gguf")
+    with pytest.raises(CheckpointError, match="no counterpart among the methods"):
+        pospatch.from_pretrained(AutoModelForCausalLM, "tester/gguf", gguf_file="model.gguf")
+    for name, options in (("tester/short", {}), ("tester/short", {"token": "hf_wrong"}), ("tester/nowhere", {})):
+        with pytest.raises(CheckpointError, match=name) as caught:
+            pospatch.inspect(name, **options)
+        assert "hf_" not in str(caught.value)
+
+
 def no_token_anywhere() -> None:
     """Runs last: every file of every commit, every log line, everything on disk."""
     for name, repo in HUB.repos.items():
@@ -184,6 +225,7 @@ def no_token_anywhere() -> None:
 SCENARIOS = [
     ordinary_call,
     with_card_and_evaluation,
+    a_card_without_flags_names_the_export,
     licence_is_carried_over,
     revisions_stay_what_they_were,
     private_with_a_token,
@@ -192,6 +234,7 @@ SCENARIOS = [
     an_upload_that_is_cut_is_done_whole_or_not_at_all,
     a_refused_upload_says_why_and_no_token,
     adapters_by_name,
+    the_doctor_reads_headers_alone,
     no_token_anywhere,
 ]
 

@@ -16,7 +16,19 @@ from pospatch import inspection, registry
 from pospatch.cli import app
 from tests import tiny
 
-COMMANDS = ["inspect", "methods", "hosts", "apply", "evaluate", "bench", "compare", "advise", "search", "demo"]
+COMMANDS = [
+    "inspect",
+    "methods",
+    "hosts",
+    "apply",
+    "export",
+    "evaluate",
+    "bench",
+    "compare",
+    "advise",
+    "search",
+    "demo",
+]
 
 
 def run(*words: Any) -> Any:
@@ -68,7 +80,22 @@ def test_every_command_shows_help_with_an_example() -> None:
 def test_inspect(llama: Path) -> None:
     assert "trained length: 32 tokens" in said("inspect", llama)
     seen = json.loads(said("inspect", llama, "--auto", "AutoModelForCausalLM", "--json"))
-    assert seen == pospatch.inspect(AutoModelForCausalLM.from_pretrained(llama)).to_dict()
+    assert seen == pospatch.inspect(llama, auto_class="AutoModelForCausalLM").to_dict()
+    of_the_model = pospatch.inspect(AutoModelForCausalLM.from_pretrained(llama)).to_dict()
+    assert {name: seen[name] for name in of_the_model} == of_the_model
+
+
+def test_inspect_ends_with_1_where_it_would_be_misread(llama: Path, tmp_path: Path) -> None:
+    config = json.loads((llama / "config.json").read_text())
+    config["rope_parameters"] |= {"rope_type": "linear", "factor": -3.0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    result = run("inspect", tmp_path)
+    assert result.exit_code == 1
+    assert "bad_numbers" in result.stdout
+    assert "factor=-3.0" in result.stdout
+    result = run("inspect", tmp_path, "--json")
+    assert result.exit_code == 1
+    assert "error" in [item["severity"] for item in json.loads(result.stdout)["findings"]]
 
 
 def test_methods_lists_every_method() -> None:
@@ -126,6 +153,16 @@ def test_apply_of_several_methods_that_are_not_native(llama: Path, tmp_path: Pat
     seen = json.loads(said("inspect", tmp_path / "two", "--auto", "AutoModelForCausalLM", "--json"))
     assert [item["method"] for item in seen["stack"]] == ["rope", "logn"]
     assert seen["stack"][0]["rope_theta"] == 5e5
+
+
+def test_export(llama: Path, tmp_path: Path) -> None:
+    shown = said("export", llama, "--method", "ntk_by_parts", "-o", "factor=2", "--output", tmp_path / "plain")
+    assert "verified in a clean process" in shown
+    assert "pospatch" not in (tmp_path / "plain" / "config.json").read_text()
+    assert "nearest" in refused("export", llama, "--method", "alibi", "--output", tmp_path / "alibi")
+    assert "no tokenizer.json" in refused("export", llama, "--output", tmp_path / "x.gguf")
+    assert "say which with --method" in refused("export", llama, "-o", "factor=2", "--output", tmp_path / "y")
+    assert not list(tmp_path.glob("*.gguf"))
 
 
 def test_evaluate_perplexity_is_that_of_python(llama: Path, tmp_path: Path) -> None:
@@ -243,9 +280,11 @@ def test_search(llama: Path, tmp_path: Path) -> None:
 
 def test_bad_models(llama: Path, tmp_path: Path) -> None:
     assert "no folder /nowhere" in refused("inspect", "/nowhere")
-    assert "no model could be loaded" in refused("inspect", tmp_path)
-    assert "AutoModel class" in refused("inspect", llama, "--auto", "AutoTokenizer")
-    assert "AutoModel class" in refused("inspect", llama, "--auto", "Nothing")
+    assert "is no checkpoint" in refused("inspect", tmp_path)
+    assert "no model could be loaded" in refused("methods", tmp_path)
+    for command in ("inspect", "methods"):
+        assert "AutoModel class" in refused(command, llama, "--auto", "AutoTokenizer")
+        assert "AutoModel class" in refused(command, llama, "--auto", "Nothing")
     assert "Did you mean 'yarn'" in refused("methods", "yran")
     assert "--dtype=half must be one of" in refused("apply", llama, "rope", "--dtype", "half", "--output", tmp_path)
     assert "no tokenizer" in refused("evaluate", tmp_path, "passkey", "--lengths", "400")

@@ -14,6 +14,7 @@ from pospatch.errors import BadOptionType, CheckpointError
 
 __all__ = ["from_pretrained", "load", "read_tensors"]
 
+STATED = {"config", "rope_parameters", "rope_scaling", "rope_theta"}  # by whoever loads, over what the checkpoint says
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 FOR_WEIGHTS = (
     "dtype",
@@ -23,7 +24,8 @@ FOR_WEIGHTS = (
 
 
 def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None, **kwargs: Any) -> Any:
-    """Load a model that pospatch saved, patched as it was; a model without a patch loads as it is.
+    """Load a model that pospatch saved, patched as it was; a model without a patch loads as it is. The scaling of a GGUF, which
+    transformers drops, is put back.
 
         from_pretrained(AutoModelForCausalLM, path, **kwargs)
         from_pretrained(path, auto_class=AutoModelForCausalLM, **kwargs)
@@ -35,9 +37,15 @@ def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None
 
     Raises:
         BadOptionType: no class, or no path.
-        CheckpointError: the patch record, its version or its tensors cannot be used.
+        CheckpointError: the patch record, its version or its tensors cannot be used; or the checkpoint would be misread, as
+            `inspect(path)` says.
+
+    Warns:
+        CheckpointWarning: it is read as it says, and something near it is wrong or cuts inputs; or a GGUF's scaling was put back.
     """
     from pospatch.checkpoint._adopt import adopt
+    from pospatch.checkpoint.doctor import guard
+    from pospatch.checkpoint.llama_cpp._import import put_back
 
     given = [item for item in (first, second, auto_class) if item is not None]
     classes = [item for item in given if hasattr(item, "from_pretrained")]
@@ -46,11 +54,17 @@ def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None
         raise BadOptionType(f"from_pretrained(AutoModelForCausalLM, path) is wanted, got {given!r}")
     model_class, path = classes[0], paths[0]
     register()
+    dropped = None
+    if not set(kwargs) & STATED:
+        dropped = guard(path, {name: kwargs[name] for name in HUB if name in kwargs}, kwargs.get("gguf_file"))
     if hasattr(model_class, "_model_mapping"):
         model = model_class.from_pretrained(path, **kwargs)
     else:
         model = _concrete(model_class, path, kwargs)
-    adopt(model[0] if isinstance(model, tuple) else model)
+    bare = model[0] if isinstance(model, tuple) else model
+    if dropped is not None:
+        put_back(bare, dropped)
+    adopt(bare)
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pospatch.checkpoint import _base
 from pospatch.checkpoint._engines import llama_cpp_flags, vllm_overrides
+from pospatch.checkpoint.llama_cpp import CLASSES
 
 __all__ = ["card", "licence_of"]
 
@@ -32,7 +33,7 @@ def card(
         f"{base or 'A model'} with the positional mechanism changed by pospatch: `{stack}`. "
         f"Trained for {seen.trained_length or 'an unstated number of'} tokens, reads {seen.length or 'as many'} now.",
         _loading(model, repo, native),
-        _engines(model, base, native),
+        _engines(model, repo, base, native),
         _measured(results, pictures),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -99,7 +100,7 @@ def _loading(model: Any, repo: str, native: bool) -> str:
     return f"## Loading\n\n```python\n{first}from transformers import {auto}\n\n{load}\n```\n\n{said}"
 
 
-def _engines(model: Any, base: str | None, native: bool) -> str:
+def _engines(model: Any, repo: str, base: str | None, native: bool) -> str:
     if not native:
         return ""
     name = base or "BASE"
@@ -108,6 +109,11 @@ def _engines(model: Any, base: str | None, native: bool) -> str:
         lines.append(f"vLLM, on the unpatched base:\n\n```\nvllm serve {name} --hf-overrides {overrides}\n```")
     if (flags := llama_cpp_flags(model.config)) is not None:
         lines.append(f"llama.cpp, on a GGUF of the unpatched base:\n\n```\nllama-server {flags}\n```")
+    elif type(model).__name__ in CLASSES:
+        lines.append(
+            "llama.cpp has no flags for these positions, a GGUF has:\n\n"
+            f"```\npip install 'pospatch[gguf]'\npospatch export {repo} --output model.gguf\n```"
+        )
     if lines:
         lines.append("Weights that were trained after the patch are in this repository only.")
     return "## Other engines\n\n" + "\n\n".join(lines) if lines else ""

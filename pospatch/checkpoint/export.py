@@ -13,7 +13,8 @@ from pospatch.checkpoint._architecture import architecture_form
 from pospatch.checkpoint._check import Difference, compare
 from pospatch.checkpoint._native_form import Form, native_form
 from pospatch.checkpoint._save import publish
-from pospatch.errors import UnsupportedHost
+from pospatch.checkpoint.llama_cpp import GgufExport, export_gguf
+from pospatch.errors import BadOption, UnsupportedHost
 
 __all__ = ["Export", "export"]
 
@@ -51,17 +52,24 @@ class Export:
 
 
 def export(
-    model: Any, path: str | os.PathLike[str], *, tokenizer: Any = None, verify: bool = True, max_shard_size: str = "5GB"
-) -> Export:
+    model: Any,
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: Any = None,
+    verify: bool = True,
+    max_shard_size: str | None = None,
+) -> Export | GgufExport:
     """Write the model so that plain transformers gives the same logits; the result knows nothing of pospatch.
 
     A fixed rotary spectrum becomes `rope_parameters`, a resized table a larger table, and where the host's own config has no
     word for the patch, another architecture that is equal to it (gpt2 with `rope` is a gpt_neox).
 
     Args:
-        path: folder; an older checkpoint there is replaced as a whole.
-        tokenizer: saved along, its model_max_length raised to what the model reads now.
-        verify: load it in a process without pospatch and compare logits; costs one more copy of the model in memory.
+        path: folder, where an older checkpoint is replaced as a whole; or a file that ends in .gguf, for llama.cpp.
+        tokenizer: saved along, its model_max_length raised to what the model reads now; a GGUF must have one.
+        verify: load it in a process without pospatch and compare logits, which costs one more copy of the model in memory; a
+            GGUF is read back, its weights and the frequencies that llama.cpp computes from it are compared.
+        max_shard_size: of a folder's files of weights, by default 5GB.
 
     Raises:
         UnsupportedHost: no exact native form exists; the message names the nearest honest way.
@@ -74,11 +82,15 @@ def export(
     adopt(target)
     _only_whole(target)
     form = _form(target, patch_of(target))
+    if Path(path).suffix == ".gguf":
+        if max_shard_size is not None:
+            raise BadOption(f"max_shard_size={max_shard_size!r} would be ignored: a GGUF is one file")
+        return export_gguf(form, path, tokenizer=tokenizer, verify=verify)
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as room:
         draft = Path(room)
-        _write(form, target, draft, max_shard_size)
+        _write(form, target, draft, max_shard_size or "5GB")
         length = _length(form)
         difference = compare(target, draft, form.model_class.__name__, length) if verify else None
         if tokenizer is not None:

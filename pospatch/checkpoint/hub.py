@@ -13,7 +13,7 @@ from pospatch.checkpoint._config import MODEL_TYPE
 from pospatch.checkpoint.card import card, licence_of, read_results
 from pospatch.errors import HubError
 
-__all__ = ["push_to_hub"]
+__all__ = ["clean", "push_to_hub"]
 
 
 def push_to_hub(
@@ -51,7 +51,6 @@ def push_to_hub(
 
     target = unwrap(model)
     results, pictures = read_results(evaluation)
-    secrets = _secrets(token)
     with tempfile.TemporaryDirectory(prefix="pospatch-") as room:
         folder = Path(room)
         _fill(folder, target, tokenizer, remote_code, max_shard_size)
@@ -73,7 +72,7 @@ def push_to_hub(
                 ignore_patterns=[".*"],
             )
         except (OSError, ValueError, RuntimeError) as error:
-            why = _clean(f"{type(error).__name__}: {error}", secrets)
+            why = clean(f"{type(error).__name__}: {error}", token)
             raise HubError(
                 f"the upload to {repo!r} was not done: {why}. No file there was changed; call again, what arrived whole is not "
                 "sent twice"
@@ -107,7 +106,8 @@ def _secrets(token: str | None) -> list[str]:
     return [each for each in found if each]
 
 
-def _clean(text: str, secrets: list[str]) -> str:
-    for secret in secrets:
+def clean(text: str, token: Any) -> str:
+    """A message without any token that this process knows."""
+    for secret in _secrets(token if isinstance(token, str) else None):
         text = text.replace(secret, "***")
     return text[:1500]

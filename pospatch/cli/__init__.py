@@ -13,7 +13,9 @@ from typer.core import TyperGroup
 from pospatch.cli._advise import advise
 from pospatch.cli._bench import bench
 from pospatch.cli._compare import compare
+from pospatch.cli._export import export
 from pospatch.cli._input import lengths_for, load, made, options_of, patched, task_names, text_of, tokenizer_of
+from pospatch.cli._inspect import inspect
 from pospatch.cli._search import search
 from pospatch.cli._show import describe, out, show_rows
 from pospatch.cli._types import AsJson, AutoClass, DataType, ModelPath, Options
@@ -47,16 +49,7 @@ app = typer.Typer(
 )
 
 
-@app.command()
-def inspect(model: ModelPath, auto: AutoClass = "AutoModel", as_json: AsJson = False) -> None:
-    """Show what positional mechanism a model has, where, and how long it was trained for.
-
-    Examples: [b]pospatch inspect smollm2-135m[/b], [b]pospatch inspect ./model --json[/b]
-    """
-    import pospatch
-
-    seen = pospatch.inspect(load(model, auto, "auto"))
-    typer.echo(json.dumps(seen.to_dict(), indent=2) if as_json else str(seen))
+app.command()(inspect)
 
 
 @app.command()
@@ -176,6 +169,7 @@ def evaluate(
     out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
 
 
+app.command()(export)
 app.command()(bench)
 app.command()(compare)
 app.command()(advise)

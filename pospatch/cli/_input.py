@@ -58,7 +58,7 @@ def tokenizer_of(path: str, needed: bool = False) -> Any:
     except (OSError, ValueError) as error:
         if needed:
             raise BadOption(
-                f"no tokenizer could be loaded from {path!r}, and a text is read with one: {' '.join(str(error).split())}"
+                f"no tokenizer could be loaded from {path!r}, and one is needed here: {' '.join(str(error).split())}"
             ) from None
         typer.echo(f"no tokenizer at {path} ({type(error).__name__}); only the model is saved", err=True)
         return None

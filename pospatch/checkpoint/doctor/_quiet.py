@@ -1,0 +1,31 @@
+"""transformers' own remarks are held back while the doctor makes a config: it says them itself, with the remedy."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+__all__ = ["quiet"]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warning of transformers from this thread."""
+    thread = threading.get_ident()
+    handlers = logging.getLogger("transformers").handlers
+
+    def others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for handler in handlers:
+        handler.addFilter(others)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(others)
