@@ -60,7 +60,7 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
     if old is not None and stack == old.stack:
         return model
     _exchange(target, old, stack, old.part if old is not None else part)
-    arm(target)
+    arm(target, model)
     return model
 
 

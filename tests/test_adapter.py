@@ -84,7 +84,7 @@ def test_what_does_not_fit_leaves_the_base_as_it_was(tmp_path: Path) -> None:
     model = pospatch.apply(tiny.build("gpt2"), "t5_bias")
     stir(model)
     pospatch.save_adapter(model, tmp_path)
-    file = tmp_path / "pospatch.safetensors"
+    file = tmp_path / "pospatch_adapter.safetensors"
     tensors = load_file(file)
     first = next(iter(tensors))
     broken: dict[str, Any] = {

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pospatch.checkpoint import _base
 from pospatch.checkpoint._load import HUB, read_tensors
 from pospatch.checkpoint._own import own_tensors, save_own
+from pospatch.checkpoint._publish import replacing
 from pospatch.checkpoint._record import VERSION, methods_of
-from pospatch.checkpoint._save import TENSORS, publish
 from pospatch.errors import AlreadyPatched, BadOptionType, CheckpointError, NotPatched
 
 __all__ = ["RECORD", "load_adapter", "make_record", "put_on", "read_json", "read_own", "save_adapter"]
 
 RECORD = "pospatch_adapter.json"
+TENSORS = "pospatch_adapter.safetensors"  # not the name in a whole checkpoint, so that both can share a folder
 LARGEST = 2**24  # bytes of a record; ours have a few hundred
 
 
@@ -31,14 +31,11 @@ def save_adapter(model: Any, path: str | os.PathLike[str]) -> None:
     """
     from pospatch.api import unwrap
 
-    target, folder = unwrap(model), Path(path)
+    target = unwrap(model)
     record = make_record(target)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as room:
-        draft = Path(room)
+    with replacing(path, stale=lambda name: name == TENSORS) as draft:
         record["tensors"] = save_own(target, draft / TENSORS)
         (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        publish(draft, folder)
 
 
 def load_adapter(model: Any, path: str | os.PathLike[str], **hub: Any) -> Any:
@@ -57,7 +54,7 @@ def load_adapter(model: Any, path: str | os.PathLike[str], **hub: Any) -> Any:
 
     if unknown := sorted(set(hub) - set(HUB)):
         raise BadOptionType(f"load_adapter: unknown option {unknown[0]!r}; valid: {', '.join(HUB)}")
-    put_on(unwrap(model), read_json(path, RECORD, hub), path, hub)
+    put_on(unwrap(model), read_json(path, RECORD, hub), path, TENSORS, hub)
     return model
 
 
@@ -86,7 +83,7 @@ def make_record(target: Any) -> dict[str, Any]:
     }
 
 
-def put_on(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) -> None:
+def put_on(target: Any, record: dict[str, Any], path: Any, file: str, hub: dict[str, Any]) -> None:
     """Apply a record to its bare base and read its tensors; the base is left as it was where anything does not fit."""
     import pospatch
     from pospatch.api import patch_of
@@ -99,22 +96,22 @@ def put_on(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) 
     _base.check(target, record.get("base"), str(path))
     pospatch.apply(target, stack, part=record.get("part"))
     try:
-        read_own(target, record, path, hub)
+        read_own(target, record, path, file, hub)
     except BaseException:
         pospatch.remove(target)
         raise
 
 
-def read_own(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) -> None:
+def read_own(target: Any, record: dict[str, Any], path: Any, file: str, hub: dict[str, Any]) -> None:
     """Copy the tensors that belong to a record into the patch that stands on a model."""
     from transformers.utils import cached_file
 
     wanted = own_tensors(target)
     if not wanted and not record.get("tensors"):
         return
-    found = cached_file(path, TENSORS, _raise_exceptions_for_missing_entries=False, **hub)
+    found = cached_file(path, file, _raise_exceptions_for_missing_entries=False, **hub)
     if found is None:
-        raise CheckpointError(f"{path} names tensors of the patch and has no {TENSORS}; it is incomplete")
+        raise CheckpointError(f"{path} names tensors of the patch and has no {file}; it is incomplete")
     read_tensors(found, wanted, target.base_model_prefix)
 
 
