@@ -47,9 +47,17 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
     target = unwrap(model)
     added = _methods(method, options)
     _refuse_skeleton(target)
-    from pospatch.checkpoint import adopt, arm
+    from pospatch.checkpoint import adopted, arm
 
-    adopt(target)
+    with adopted(target):
+        if not _extend(target, added, part):
+            return model
+    arm(target, model)
+    return model
+
+
+def _extend(target: Any, added: list[Method], part: str | None) -> bool:
+    """Put more methods on what stands; False where they stand there already."""
     old = patch_of(target)
     if old is not None and part is not None and part != old.part:
         raise AlreadyPatched(
@@ -58,10 +66,9 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
         )
     stack = merge(old.stack if old is not None else [], added)
     if old is not None and stack == old.stack:
-        return model
+        return False
     _exchange(target, old, stack, old.part if old is not None else part)
-    arm(target, model)
-    return model
+    return True
 
 
 def _refuse_skeleton(target: Any) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import pospatch
 from pospatch import registry
 from pospatch.checkpoint._save import is_patch_tensor
 from pospatch.engine._trial import Trial
+from pospatch.errors import AlreadyPatched, CheckpointError
 from tests import clean, tiny
+from tests.test_api import assert_same, snapshot
 
 AUTO = {"llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "bert": "AutoModelForMaskedLM"}
 TASK = {"llama": "text-generation", "gpt2": "text-generation", "bert": "fill-mask"}
@@ -319,6 +323,66 @@ def test_removed_after_loading_natively(tmp_path: Path) -> None:
     assert not hasattr(loaded.config, "pospatch")
     with pytest.raises(pospatch.PospatchError):
         pospatch.remove(loaded)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every method whose result on a llama is native, saved; by name."""
+    folder, found = tmp_path_factory.mktemp("native"), {}
+    for method in registry.names():
+        model = patched("llama", method)[0]
+        if model is not None and pospatch.inspect(model).native:
+            model.save_pretrained(folder / method)
+            found[method] = folder / method
+    return found
+
+
+def test_a_refused_call_leaves_a_natively_loaded_model_as_it_was_loaded(native: Any, tmp_path: Path) -> None:
+    """Also where the refusal comes late, after the patch in its config was recognised; and the model can be patched then."""
+    pospatch.save_adapter(pospatch.apply(tiny.build("llama"), "alibi"), tmp_path)
+    assert len(native) > 10
+    for method, path in native.items():
+        load = partial(tf.AutoModelForCausalLM.from_pretrained, path)
+        carries = bool(pospatch.inspect(load()).stack)
+        model, refusals = load(), 0
+        before = snapshot(model)
+        calls = [partial(pospatch.load_adapter, path=tmp_path)] if carries else []
+        calls += [
+            partial(pospatch.apply, method="logn", layers=[99]),
+            partial(pospatch.apply, method="learned", length=4),
+        ]
+        calls += [partial(pospatch.apply, method=name, **tiny.options(name, model)) for name in ("alibi", "yarn")]
+        for call in calls:
+            try:
+                call(model)
+            except pospatch.PospatchError:
+                assert_same(snapshot(model), before, f"{method}, {call}")
+                refusals += 1
+            else:
+                model = load()
+        assert refusals >= (2 if carries else 1), method
+        pospatch.apply(model, "logn")
+        with torch.no_grad():
+            assert not torch.equal(tiny.logits(model, tiny.ids(2, 48)), tiny.logits(load(), tiny.ids(2, 48)))
+
+
+def test_a_config_that_was_edited_after_the_patch_is_not_overruled(native: Any, tmp_path: Path) -> None:
+    """The record says factor 2, the config another one now: neither is taken for the other."""
+    for name, change in (("rope_parameters", {"factor": 7.0}), ("max_position_embeddings", 7 * tiny.LENGTH)):
+        path = shutil.copytree(native["linear"], tmp_path / name)
+        config = json.loads((path / "config.json").read_text())
+        config[name] = {**config[name], **change} if isinstance(change, dict) else change
+        (path / "config.json").write_text(json.dumps(config))
+        model = tf.AutoModelForCausalLM.from_pretrained(path)
+        before = snapshot(model)
+        for call in (pospatch.inspect, pospatch.remove, lambda model: pospatch.apply(model, "logn")):
+            with pytest.raises(CheckpointError, match=name):
+                call(model)
+            assert_same(snapshot(model), before)
+        with pytest.raises(CheckpointError, match=name):
+            pospatch.from_pretrained(tf.AutoModelForCausalLM, path)
+        del model.config.pospatch
+        assert pospatch.inspect(pospatch.apply(model, "logn")).method == "logn"
 
 
 def test_what_from_pretrained_is_given() -> None:

@@ -64,18 +64,21 @@ def load_peft(model: Any, path: str | os.PathLike[str], *, adapter_name: str = "
 def _put_on(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) -> bool:
     """Apply the record to a bare base; True where it was applied, False where the same patch stands there."""
     from pospatch.api import patch_of
-    from pospatch.checkpoint import adopt
+    from pospatch.checkpoint import adopted
 
-    adopt(target)
-    if patch_of(target) is None:
-        put_on(target, record, path, TENSORS, hub)
-        return True
-    stands = make_record(target)
+    with adopted(target):
+        if patch_of(target) is not None:
+            _same_patch(make_record(target), record, path)
+            read_own(target, record, path, TENSORS, hub)
+            return False
+    put_on(target, record, path, TENSORS, hub)
+    return True
+
+
+def _same_patch(stands: dict[str, Any], record: dict[str, Any], path: Any) -> None:
     for name in ("stack", "part"):
         if json.loads(json.dumps(stands.get(name))) != record.get(name):
             raise AlreadyPatched(
                 f"{path} was trained under {record.get(name)!r} and the base carries {stands.get(name)!r}; "
                 "call pospatch.remove(model) first, the adapter brings its own"
             )
-    read_own(target, record, path, TENSORS, hub)
-    return False

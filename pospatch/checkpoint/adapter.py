@@ -87,12 +87,12 @@ def put_on(target: Any, record: dict[str, Any], path: Any, file: str, hub: dict[
     """Apply a record to its bare base and read its tensors; the base is left as it was where anything does not fit."""
     import pospatch
     from pospatch.api import patch_of
-    from pospatch.checkpoint import adopt
+    from pospatch.checkpoint import adopted
 
     stack = methods_of(record)
-    adopt(target)
-    if patch_of(target) is not None:
-        raise AlreadyPatched(f"{type(target).__name__} carries a patch already; call pospatch.remove(model) first")
+    with adopted(target):
+        if patch_of(target) is not None:
+            raise AlreadyPatched(f"{type(target).__name__} carries a patch already; call pospatch.remove(model) first")
     _base.check(target, record.get("base"), str(path))
     pospatch.apply(target, stack, part=record.get("part"))
     try:
