@@ -19,7 +19,7 @@ import pospatch
 from pospatch import registry
 from pospatch.checkpoint._save import is_patch_tensor
 from pospatch.engine._trial import Trial
-from pospatch.errors import AlreadyPatched, CheckpointError
+from pospatch.errors import CheckpointError
 from tests import clean, tiny
 from tests.test_api import assert_same, snapshot
 

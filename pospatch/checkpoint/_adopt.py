@@ -56,8 +56,8 @@ def adopt(model: Any) -> Undo | None:
         if odd := [name for name, value in base_fields(model).items() if value != loaded.get(name)]:
             raise CheckpointError(
                 f"the config says {odd[0]}={loaded.get(odd[0])!r:.300} and its patch record {[m.name for m in stack]} stands for "
-                f"{base_fields(model)[odd[0]]!r:.300}: one of them was edited. What the config says is what the model does; to go on "
-                "from there, del model.config.pospatch"
+                f"{base_fields(model)[odd[0]]!r:.300}: one of them was edited. The model does what the config says; to "
+                "go on from there, del model.config.pospatch"
             )
     except BaseException:
         _give_up(model, back)
