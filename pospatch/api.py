@@ -13,7 +13,7 @@ from pospatch.errors import AlreadyPatched, BadOptionType, NotPatched, Unsupport
 if TYPE_CHECKING:
     from pospatch.methods._base import Method
 
-__all__ = ["apply", "patch_of", "remove", "unwrap"]
+__all__ = ["apply", "patch_of", "refuse_skeleton", "remove", "unwrap"]
 
 Model = TypeVar("Model")
 KEY = "_pospatch"
@@ -46,7 +46,7 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
     """
     target = unwrap(model)
     added = _methods(method, options)
-    _refuse_skeleton(target)
+    refuse_skeleton(target)
     from pospatch.checkpoint import adopted, arm
 
     with adopted(target):
@@ -71,7 +71,7 @@ def _extend(target: Any, added: list[Method], part: str | None) -> bool:
     return True
 
 
-def _refuse_skeleton(target: Any) -> None:
+def refuse_skeleton(target: Any) -> None:
     """A patch is proven by a forward, which needs weights; offloaded ones come in by accelerate's hooks."""
     bare = next((name for name, value in target.named_parameters() if value.device.type == "meta"), None)
     if bare is not None and not any(hasattr(module, "_hf_hook") for module in target.modules()):

@@ -6,9 +6,11 @@ import json
 import os
 from typing import Any
 
-from pospatch.checkpoint._load import HUB
+from pospatch.checkpoint._load import HUB, file_of, read_tensors
+from pospatch.checkpoint._own import own_tensors
 from pospatch.checkpoint._peft_save import CONFIG, TENSORS, arm_adapters, arm_wrapper
-from pospatch.checkpoint.adapter import make_record, put_on, read_json, read_own
+from pospatch.checkpoint._record import methods_of
+from pospatch.checkpoint.adapter import make_record, put_on, read_json
 from pospatch.errors import AlreadyPatched, CheckpointError
 
 __all__ = ["load_peft"]
@@ -68,8 +70,9 @@ def _put_on(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any])
 
     with adopted(target):
         if patch_of(target) is not None:
+            methods_of(record)
             _same_patch(make_record(target), record, path)
-            read_own(target, record, path, TENSORS, hub)
+            read_tensors(file_of(path, TENSORS, record, hub), own_tensors(target), target.base_model_prefix)
             return False
     put_on(target, record, path, TENSORS, hub)
     return True
