@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from pospatch.methods._base import Method
 
-__all__ = ["apply", "coordinates", "methods_of", "patch_of", "remove", "unwrap"]
+__all__ = ["apply", "coordinates", "methods_of", "patch_of", "refuse_skeleton", "remove", "unwrap"]
 
 Model = TypeVar("Model")
 KEY = "_pospatch"
@@ -49,10 +49,18 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
     """
     target = unwrap(model)
     added = methods_of(method, options)
-    _refuse_skeleton(target)
-    from pospatch.checkpoint import adopt, arm
+    refuse_skeleton(target)
+    from pospatch.checkpoint import adopted, arm
 
-    adopt(target)
+    with adopted(target):
+        if not _extend(target, added, part):
+            return model
+    arm(target, model)
+    return model
+
+
+def _extend(target: Any, added: list[Method], part: str | None) -> bool:
+    """Put more methods on what stands; False where they stand there already."""
     old = patch_of(target)
     if old is not None and part is not None and part != old.part:
         raise AlreadyPatched(
@@ -61,13 +69,12 @@ def apply(model: Model, method: str | Method | Sequence[Any], *, part: str | Non
         )
     stack = merge(old.stack if old is not None else [], added)
     if old is not None and stack == old.stack:
-        return model
+        return False
     _exchange(target, old, stack, old.part if old is not None else part)
-    arm(target)
-    return model
+    return True
 
 
-def _refuse_skeleton(target: Any) -> None:
+def refuse_skeleton(target: Any) -> None:
     """A patch is proven by a forward, which needs weights; offloaded ones come in by accelerate's hooks."""
     bare = next((name for name, value in target.named_parameters() if value.device.type == "meta"), None)
     if bare is not None and not any(hasattr(module, "_hf_hook") for module in target.modules()):

@@ -18,6 +18,7 @@ __all__ = [
     "SeamChanged",
     "UnknownName",
     "UnsupportedHost",
+    "short",
     "suggest",
 ]
 
@@ -76,5 +77,23 @@ def suggest(got: str, valid: Iterable[str]) -> str:
     >>> suggest("yran", ["yarn", "rope"])
     " Did you mean 'yarn'?"
     """
+    if len(got) > 64:
+        return ""
     near = get_close_matches(str(got).lower(), list(valid), n=1, cutoff=0.6)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def short(value: object) -> str:
+    """What was got, of any size, in a few words of an error's message.
+
+    >>> short([1, 2]), short(10**100), short([0] * 1000)
+    ('[1, 2]', 'an integer of 333 bits', 'a list of 1000 items')
+    """
+    if isinstance(value, int) and value.bit_length() > 256:
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, list | tuple | dict | set | str) and len(value) > 128:
+        return f"a {type(value).__name__} of {len(value)} items"
+    try:
+        return f"{value!r:.300}"
+    except (ValueError, RecursionError):  # an integer inside that is too long to print, or too many levels
+        return f"a {type(value).__name__}"

@@ -23,6 +23,7 @@ class Rotation:
         rope_type: the name transformers gives it; "default" means inv_freq = theta ** (-2i / dim) exactly.
         layout: which dimensions turn together, "half" (i, i + half) or "interleaved" (2i, 2i + 1), with " tail" where the
             rotated ones are the last of the head; "unknown" where no such formula gives the host's q.
+        fixed: False where the host changes the frequencies with the length of its input.
     """
 
     dim: int
@@ -31,6 +32,7 @@ class Rotation:
     attention_factor: float = 1.0
     rope_type: str = "default"
     layout: str = "half"
+    fixed: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

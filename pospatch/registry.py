@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pospatch.errors import BadOptionType, UnknownName, suggest
+from pospatch.errors import BadOptionType, UnknownName, short, suggest
 
 if TYPE_CHECKING:
     from pospatch.methods._base import Method
@@ -42,7 +42,7 @@ def method_class(name: str) -> type[Method]:
     if name in _ADDED:
         return _ADDED[name]
     if name not in names():
-        raise UnknownName(f"unknown method {name!r}.{suggest(name, names())} Valid names: {', '.join(names())}")
+        raise UnknownName(f"unknown method {short(name)}.{suggest(name, names())} Valid names: {', '.join(names())}")
     return _only_method(importlib.import_module(f"pospatch.methods.{name}"))
 
 

@@ -2,7 +2,7 @@
 
     python -m tests.clean JOBS RESULTS with|without
 
-JOBS is a JSON list of {"path", "classes", "ids", "seq2seq", "load"}; RESULTS becomes a list of {class name: outcome}, an outcome
+JOBS is a JSON list of {"path", "classes", "ids" or "pixels", "load"}; RESULTS becomes a list of {class name: outcome}, an outcome
 being the path of the logits or {"error": type name, "message": text}. One process does all jobs: the imports cost seconds.
 """
 
@@ -53,13 +53,18 @@ def _outcome(job: dict[str, Any], name: str, kept: Path) -> Any:
         load = lambda path: pospatch.from_pretrained(getattr(transformers, name), path)  # noqa: E731
     try:
         model = load(job["path"])
-        ids = torch.tensor(job["ids"])
-        extra = {"decoder_input_ids": ids} if model.config.is_encoder_decoder else {}
         with torch.no_grad():
-            torch.save(model(input_ids=ids, **extra)[0], kept)
+            torch.save(model(**_inputs(job, model.config.is_encoder_decoder))[0], kept)
     except Exception as error:  # noqa: BLE001  the outcome is what is asked for
         return {"error": type(error).__name__, "message": str(error)}
     return str(kept)
+
+
+def _inputs(job: dict[str, Any], paired: bool) -> dict[str, torch.Tensor]:
+    if "pixels" in job:
+        return {"pixel_values": torch.rand(job["pixels"], generator=torch.Generator().manual_seed(0))}
+    ids = torch.tensor(job["ids"])
+    return {"input_ids": ids, **({"decoder_input_ids": ids} if paired else {})}
 
 
 def _main(asked: str, answered: str, kind: str) -> None:

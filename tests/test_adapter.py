@@ -84,7 +84,7 @@ def test_what_does_not_fit_leaves_the_base_as_it_was(tmp_path: Path) -> None:
     model = pospatch.apply(tiny.build("gpt2"), "t5_bias")
     stir(model)
     pospatch.save_adapter(model, tmp_path)
-    file = tmp_path / "pospatch.safetensors"
+    file = tmp_path / "pospatch_adapter.safetensors"
     tensors = load_file(file)
     first = next(iter(tensors))
     broken: dict[str, Any] = {
@@ -172,6 +172,96 @@ def test_merged_in_both_orders_and_saved(tmp_path: Path, host: str, order: str) 
     loaded = pospatch.from_pretrained(type(merged), tmp_path)
     with torch.no_grad():
         assert torch.equal(tiny.logits(loaded, ids), wanted)
+
+
+def patched_first(host: str) -> Any:
+    method, options = UNDER[host]
+    return lora(pospatch.apply(tiny.build(host), method, **options), host)
+
+
+def lora_first(host: str) -> Any:
+    method, options = UNDER[host]
+    return pospatch.apply(lora(tiny.build(host), host), method, **options)
+
+
+def lora_first_and_the_model_inside_patched(host: str) -> Any:
+    method, options = UNDER[host]
+    model = lora(tiny.build(host), host)
+    pospatch.apply(model.get_base_model(), method, **options)
+    return model
+
+
+def added_by_transformers(host: str) -> Any:
+    method, options = UNDER[host]
+    torch.manual_seed(3)
+    model = pospatch.apply(tiny.build(host), method, **options)
+    model.add_adapter(LoraConfig(target_modules=TARGETS[host], r=2, init_lora_weights=False))
+    return model
+
+
+def one_config_for_two_models(host: str) -> Any:
+    """The other model has another patch, and is saved in between."""
+    method, options = UNDER[host]
+    config = LoraConfig(target_modules=TARGETS[host], r=2, init_lora_weights=False)
+    torch.manual_seed(3)
+    model = get_peft_model(pospatch.apply(tiny.build(host), method, **options), config)
+    other = get_peft_model(pospatch.apply(tiny.build(host), "alibi"), config)
+    other.state_dict()
+    return model
+
+
+ORDERS = [
+    patched_first,
+    lora_first,
+    lora_first_and_the_model_inside_patched,
+    added_by_transformers,
+    one_config_for_two_models,
+]
+
+
+@pytest.mark.parametrize("make", ORDERS)
+@pytest.mark.parametrize("host", TARGETS)
+def test_saved_before_any_forward_it_carries_the_patch(tmp_path: Path, host: str, make: Any) -> None:
+    model = make(host)
+    stir(model)
+    model.save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert content["pospatch"]["stack"][0]["method"] == UNDER[host][0]
+    with pytest.raises(KeyError, match="pip install pospatch"):
+        PeftModel.from_pretrained(tiny.build(host), tmp_path)
+    ids = tiny.ids(2, 40)
+    loaded = pospatch.load_peft(tiny.build(host), tmp_path)
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(loaded, ids), tiny.logits(model, ids))
+
+
+@pytest.mark.parametrize("make", [patched_first, lora_first])
+def test_prompts_carry_the_patch_and_other_files_survive(tmp_path: Path, make: Any) -> None:
+    """Adapters that peft keeps on its wrapper alone; several under names of their own; a README that peft adds to."""
+    from peft import PromptTuningConfig
+
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\nmine\n")
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    if make is patched_first:
+        model = get_peft_model(pospatch.apply(tiny.build("llama"), "t5_bias"), config)
+    else:
+        model = pospatch.apply(get_peft_model(tiny.build("llama"), config), "t5_bias")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(KeyError, match="pip install pospatch"):
+        PeftModel.from_pretrained(tiny.build("llama"), tmp_path)
+    loaded = pospatch.load_peft(tiny.build("llama"), tmp_path)
+    with torch.no_grad():
+        ids = tiny.ids(2, 20)
+        assert torch.equal(tiny.logits(loaded, ids), tiny.logits(model, ids))
+    assert "license: mit" in (tmp_path / "README.md").read_text()
+    assert "mine" in (tmp_path / "README.md").read_text()
+    named = make("llama")
+    named.add_adapter("second", LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    named.save_pretrained(tmp_path)
+    for folder in (tmp_path, tmp_path / "second"):
+        assert json.loads((folder / "adapter_config.json").read_text())["pospatch"]["stack"][0]["method"] == "yarn"
+    named.save_pretrained(tmp_path / "elsewhere", is_main_process=False)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_an_adapter_without_a_patch_on_a_patched_base(tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import pospatch
 from pospatch import registry
 from pospatch.checkpoint._save import is_patch_tensor
 from pospatch.engine._trial import Trial
+from pospatch.errors import CheckpointError
 from tests import clean, tiny
+from tests.test_api import assert_same, snapshot
 
 AUTO = {"llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "bert": "AutoModelForMaskedLM"}
 TASK = {"llama": "text-generation", "gpt2": "text-generation", "bert": "fill-mask"}
@@ -42,7 +46,8 @@ def tokens(model: Any) -> torch.Tensor:
 
 def support(reason: str) -> list[str]:
     """The methods that a refusal names as what should stand below."""
-    return ["learned", "rope"] if "'learned', 'rope'" in reason else ["rope"] if "'rope'" in reason else []
+    said = reason.replace('"', "'")
+    return ["learned", "rope"] if "'learned', 'rope'" in said else ["rope"] if "'rope'" in said else []
 
 
 def patched(host: str, method: str) -> tuple[Any, str | None]:
@@ -132,6 +137,46 @@ def within(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
         pair: {**ours, "auto": next(iter(plain.values()))}
         for pair, ours, plain in zip(pairs, results[: len(pairs)], results[len(pairs) :], strict=True)
     }
+
+
+def vit() -> Any:
+    """A tiny model of images, for the methods that place patches."""
+    config = tf.ViTConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=16,
+        patch_size=4,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    return tf.ViTForImageClassification(config).eval()
+
+
+def test_every_method_that_no_text_takes_is_saved_on_images(saved: Any, tmp_path: Path) -> None:
+    """In this process, in a fresh one, and refused where pospatch is missing, as the others."""
+    left = {method for _, method in PAIRS} - {method for (_, method), item in saved.items() if item.path is not None}
+    assert len(left) >= 3
+    shape = [2, 3, 16, 16]
+    pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    asked, wanted = [], []
+    for method in sorted(left):
+        model = vit()
+        pospatch.apply(model, method, **tiny.options(method, model))
+        stir(model)
+        assert not pospatch.inspect(model).native
+        model.save_pretrained(tmp_path / method)
+        asked.append({"path": str(tmp_path / method), "classes": ["AutoModelForImageClassification"], "pixels": shape})
+        with torch.no_grad():
+            wanted.append(model(pixel_values=pixels).logits)
+            loaded = tf.AutoModelForImageClassification.from_pretrained(tmp_path / method)
+            assert torch.equal(loaded(pixel_values=pixels).logits, wanted[-1])
+    for got, want in zip(clean.run(asked, tmp_path, True), wanted, strict=True):
+        assert torch.equal(got["AutoModelForImageClassification"], want)
+    for got in clean.run(asked, tmp_path, False):
+        assert REMEDY in got["AutoModelForImageClassification"]["message"]
 
 
 def test_every_pair_is_saved_or_refused_with_a_reason(saved: Any) -> None:
@@ -319,6 +364,66 @@ def test_removed_after_loading_natively(tmp_path: Path) -> None:
     assert not hasattr(loaded.config, "pospatch")
     with pytest.raises(pospatch.PospatchError):
         pospatch.remove(loaded)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Every method whose result on a llama is native, saved; by name."""
+    folder, found = tmp_path_factory.mktemp("native"), {}
+    for method in registry.names():
+        model = patched("llama", method)[0]
+        if model is not None and pospatch.inspect(model).native:
+            model.save_pretrained(folder / method)
+            found[method] = folder / method
+    return found
+
+
+def test_a_refused_call_leaves_a_natively_loaded_model_as_it_was_loaded(native: Any, tmp_path: Path) -> None:
+    """Also where the refusal comes late, after the patch in its config was recognised; and the model can be patched then."""
+    pospatch.save_adapter(pospatch.apply(tiny.build("llama"), "alibi"), tmp_path)
+    assert len(native) > 10
+    for method, path in native.items():
+        load = partial(tf.AutoModelForCausalLM.from_pretrained, path)
+        carries = bool(pospatch.inspect(load()).stack)
+        model, refusals = load(), 0
+        before = snapshot(model)
+        calls = [partial(pospatch.load_adapter, path=tmp_path)] if carries else []
+        calls += [
+            partial(pospatch.apply, method="logn", layers=[99]),
+            partial(pospatch.apply, method="learned", length=4),
+        ]
+        calls += [partial(pospatch.apply, method=name, **tiny.options(name, model)) for name in ("alibi", "yarn")]
+        for call in calls:
+            try:
+                call(model)
+            except pospatch.PospatchError:
+                assert_same(snapshot(model), before, f"{method}, {call}")
+                refusals += 1
+            else:
+                model = load()
+        assert refusals >= (2 if carries else 1), method
+        pospatch.apply(model, "logn")
+        with torch.no_grad():
+            assert not torch.equal(tiny.logits(model, tiny.ids(2, 48)), tiny.logits(load(), tiny.ids(2, 48)))
+
+
+def test_a_config_that_was_edited_after_the_patch_is_not_overruled(native: Any, tmp_path: Path) -> None:
+    """The record says factor 2, the config another one now: neither is taken for the other."""
+    for name, change in (("rope_parameters", {"factor": 7.0}), ("max_position_embeddings", 7 * tiny.LENGTH)):
+        path = shutil.copytree(native["linear"], tmp_path / name)
+        config = json.loads((path / "config.json").read_text())
+        config[name] = {**config[name], **change} if isinstance(change, dict) else change
+        (path / "config.json").write_text(json.dumps(config))
+        model = tf.AutoModelForCausalLM.from_pretrained(path)
+        before = snapshot(model)
+        for call in (pospatch.inspect, pospatch.remove, lambda model: pospatch.apply(model, "logn")):
+            with pytest.raises(CheckpointError, match=name):
+                call(model)
+            assert_same(snapshot(model), before)
+        with pytest.raises(CheckpointError, match=name):
+            pospatch.from_pretrained(tf.AutoModelForCausalLM, path)
+        del model.config.pospatch
+        assert pospatch.inspect(pospatch.apply(model, "logn")).method == "logn"
 
 
 def test_what_from_pretrained_is_given() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import torch
 import transformers as tf
 
 import pospatch
+from pospatch import registry
 from pospatch.engine.rotation import FrequencyModule
 from pospatch.errors import UnsupportedHost
 from tests import cells, tiny
-from tests.test_checkpoint import AUTO, patched, tokens
+from tests.test_checkpoint import AUTO, patched, stir, tokens, vit
 
 CASES = [
     ("llama", "yarn"),
@@ -72,6 +74,55 @@ def test_every_way_of_loading_from_shards(tmp_path: Path, host: str, method: str
                 assert torch.equal(got, wanted), way
             for name, value in [*loaded.named_parameters(), *loaded.named_buffers()]:
                 assert value.isfinite().all(), name
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("method", registry.names())
+def test_every_method_loads_without_stray_memory(tmp_path: Path, method: str) -> None:
+    """On the first host that takes it: from shards, with a device map, with a layer on disk, in half precision."""
+    bases = {"vit": vit, **{host: partial(tiny.build, host) for host in AUTO}}
+    host, model = next(((host, made) for host in AUTO if (made := patched(host, method)[0]) is not None), ("vit", None))
+    if model is None:
+        model = vit()
+        pospatch.apply(model, method, **tiny.options(method, model))
+        stir(model)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    load = partial(pospatch.from_pretrained, type(model), tmp_path)
+    with torch.no_grad():
+        wanted = answer(model)
+    layer = next(name for name, _ in model.named_modules() if name.endswith((".layers.1", ".h.1", ".layer.1")))
+    ways: dict[str, dict[str, Any]] = {
+        "as it is": {},
+        "device map": {"device_map": "cpu"},
+        "a layer on disk": {
+            "device_map": device_map(bases[host](), layer),
+            "offload_folder": str(tmp_path / "off"),
+        },
+        "half": {"dtype": torch.bfloat16},
+    }
+    for way, options in ways.items():
+        loaded = load(**options)
+        for name, value in [*loaded.named_parameters(), *loaded.named_buffers()]:
+            assert value.is_meta or value.isfinite().all(), (way, name)
+        with torch.no_grad():
+            assert torch.equal(answer(loaded), answer(like(load(), loaded)) if "half" in way else wanted), way
+        assert any(value.is_meta for value in loaded.parameters()) == (way == "a layer on disk")
+
+
+def like(model: Any, other: Any) -> Any:
+    """The model with the dtypes of another: what a load rounds, and nothing else (`model.to` rounds a host's frequencies too)."""
+    dtypes = {name: value.dtype for name, value in (*other.named_parameters(), *other.named_buffers())}
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        value.data = value.data.to(dtypes[name])
+    return model
+
+
+def answer(model: Any) -> torch.Tensor:
+    if isinstance(model, tf.ViTForImageClassification):
+        pixels = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        return model(pixel_values=pixels.to(model.dtype)).logits
+    return tiny.logits(model, tokens(model))
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -326,6 +326,22 @@ def test_resume_refuses_another_run(tmp_path: Path) -> None:
         _run(tmp_path, max_steps=3, resume="yes")
 
 
+@pytest.mark.parametrize("cut", ["trainer_state.json", "optimizer.pt"])
+def test_a_checkpoint_that_a_kill_cut_short_is_passed_by(tmp_path: Path, cut: str, capsys: Any) -> None:
+    """The Trainer writes its state last: a folder without it, or with half of it, is not gone on from."""
+    out = _run(tmp_path)
+    losses, weights, last = _losses(out), _weights(out), out / "checkpoint-6"
+    content = (last / cut).read_bytes()
+    (last / "trainer_state.json").unlink()
+    (last / cut).write_bytes(content[: len(content) // 2])
+    shutil.rmtree(out / "model")
+    capsys.readouterr()
+    _run(tmp_path)
+    assert f"resuming from {out / 'checkpoint-3'}" in capsys.readouterr().out
+    assert _losses(out) == losses
+    assert all(torch.equal(value, weights[name]) for name, value in _weights(out).items())
+
+
 def test_the_merged_model_and_the_adapter_say_the_same(tmp_path: Path) -> None:
     out = _run(tmp_path, patch="t5_bias", tuning="lora", max_steps=3)
     ids = tiny.ids(length=40)

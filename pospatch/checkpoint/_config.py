@@ -49,8 +49,13 @@ class PospatchConfig(PreTrainedConfig):
                 "the checkpoint's config.json has no usable 'pospatch.base_config'; save it again with pospatch"
             )
         nested = {name: value for name, value in nested.items() if name not in NEVER}
-        base_class = type(AutoConfig.for_model(nested["model_type"]))
-        base, unused = base_class.from_dict(nested, return_unused_kwargs=True, **kwargs)
+        try:
+            base_class = type(AutoConfig.for_model(nested["model_type"]))
+            base, unused = base_class.from_dict(nested, return_unused_kwargs=True, **kwargs)
+        except Exception as error:  # whatever a family's config says of values that it cannot take
+            raise CheckpointError(
+                f"the checkpoint's 'pospatch.base_config' is no config: {type(error).__name__}: {error!s:.300}"
+            ) from error
         for name, value in (
             record.get("base") or {}
         ).items():  # shapes of the weights follow the base, not what the patch promises

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from torch import Tensor
 
+from pospatch.checkpoint._bounds import check_base, count_numbers
 from pospatch.checkpoint._config import PospatchConfig, register
 from pospatch.checkpoint._record import methods_of
 from pospatch.checkpoint._save import TENSORS, arm, is_patch_tensor, tables
 from pospatch.errors import BadOptionType, CheckpointError
+from pospatch.methods._base import Method
 
-__all__ = ["from_pretrained", "load", "read_tensors"]
+__all__ = ["file_of", "from_pretrained", "load", "put_stack", "read_tensors"]
 
 STATED = {"config", "rope_parameters", "rope_scaling", "rope_theta"}  # by whoever loads, over what the checkpoint says
+FLOATS = ("F64", "F32", "F16", "BF16")
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-FOR_WEIGHTS = (
-    "dtype",
-    "torch_dtype",
-    "quantization_config",
-)  # how weights are read, though configs have fields of these names
+FOR_WEIGHTS = ("dtype", "torch_dtype", "quantization_config")  # not the config's, which has fields of these names
 
 
 def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None, **kwargs: Any) -> Any:
@@ -80,38 +82,70 @@ def _concrete(model_class: Any, path: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def load(model_class: Any, path: Any, args: tuple[Any, ...], config: PospatchConfig, kwargs: dict[str, Any]) -> Any:
-    """Load the base that `config` carries and put its patch on."""
-    from pospatch.api import KEY
-    from pospatch.engine._patch import attach
+    """Load the base that `config` carries and put its patch on.
 
+    Raises:
+        CheckpointError: the record, the base's config, its weights or the patch's tensors cannot be used.
+    """
     record = config.pospatch
     stack = methods_of(record)
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
-    result = model_class.from_pretrained(path, *args, config=config.base, **kwargs)
+    if kwargs.get("state_dict") is None:  # transformers takes the weights from there
+        check_base(model_class, config.base, path, kwargs, hub)
+    result = model_class.from_pretrained(path, *args, config=config.base, **{"use_safetensors": True, **kwargs})
     model = result[0] if isinstance(result, tuple) else result
-    model.__dict__[KEY] = attach(model, stack, {}, record.get("part"))
-    arm(model)
-    _load_tensors(model, path, record.get("tensors") or [], hub)
+    put_stack(model, stack, record, file_of(path, TENSORS, record, hub), _own)
     return result
 
 
-def _load_tensors(model: Any, path: Any, names: list[str], hub: dict[str, Any]) -> None:
-    """Copy the patch's learned tensors in; every one must be there, with its shape."""
+def put_stack(
+    model: Any,
+    stack: list[Method],
+    record: dict[str, Any],
+    file: str | None,
+    wanted: Callable[[Any], Mapping[str, Tensor]],
+) -> None:
+    """Attach what a record names to a bare model and read its tensors; or raise and leave the model as it was.
+
+    file: the tensors, whose size bounds what the record may ask for; None where there are none.
+    wanted: the tensors of a patched model that are read.
+    """
+    from pospatch.api import KEY
+    from pospatch.engine._patch import attach
+
+    vars(model)[KEY] = patch = attach(model, stack, {}, record.get("part"), count_numbers(file))
+    try:
+        read_tensors(file, wanted(model), model.base_model_prefix)
+    except BaseException:
+        patch.detach()
+        del vars(model)[KEY]
+        raise
+    arm(model)
+
+
+def file_of(path: Any, name: str, record: dict[str, Any], hub: dict[str, Any]) -> str | None:
+    """Where the patch's tensors are; None where the record names none."""
     from transformers.utils import cached_file
 
-    state, old = model.state_dict(keep_vars=True), tables(model)
-    wanted = {name: value for name, value in state.items() if is_patch_tensor(name) or name in old}
-    if not wanted and not names:
-        return
-    found = cached_file(path, TENSORS, _raise_exceptions_for_missing_entries=False, **hub)
+    if not record.get("tensors"):
+        return None
+    found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
     if found is None:
         raise CheckpointError(
-            f"{path} names {len(names)} patch tensors and has no {TENSORS}; the checkpoint is incomplete"
+            f"{path} names {len(record['tensors'])} patch tensors and has no {name}; the checkpoint is incomplete"
         )
-    read_tensors(found, wanted, model.base_model_prefix)
+    return found
 
 
-def read_tensors(file: str | os.PathLike[str], wanted: dict[str, Any], prefix: str) -> None:
+def _own(model: Any) -> dict[str, Tensor]:
+    """What a whole checkpoint has in the patch's file: its learned tensors, and longer tables of the host's."""
+    old = tables(model)
+    return {
+        name: value for name, value in model.state_dict(keep_vars=True).items() if is_patch_tensor(name) or name in old
+    }
+
+
+def read_tensors(file: str | os.PathLike[str] | None, wanted: Mapping[str, Tensor], prefix: str) -> None:
     """Copy the tensors of a safetensors file into `wanted`; names and shapes are compared before any is read.
 
     prefix: name of the headless model inside one with a head; a file of either fits the other.
@@ -119,8 +153,14 @@ def read_tensors(file: str | os.PathLike[str], wanted: dict[str, Any], prefix: s
     Raises:
         CheckpointError: not a safetensors file, or its names or shapes are not the wanted ones.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
+    if file is None:
+        if wanted:
+            raise CheckpointError(
+                f"the record names no tensors and the patch wants {len(wanted)}: {sorted(wanted)[:3]}"
+            )
+        return
     try:
         with safe_open(os.fspath(file), framework="pt") as stored:
             names = _matched(list(stored.keys()), set(wanted), prefix)
@@ -129,6 +169,10 @@ def read_tensors(file: str | os.PathLike[str], wanted: dict[str, Any], prefix: s
                 if shape != tuple(wanted[name].shape):
                     raise CheckpointError(
                         f"{file}: {own} has shape {shape}, the patch wants {tuple(wanted[name].shape)}"
+                    )
+                if (dtype := stored.get_slice(own).get_dtype()) not in FLOATS:
+                    raise CheckpointError(
+                        f"{file}: {own} has dtype {dtype}, the patch wants one of {', '.join(FLOATS)}"
                     )
             with torch.no_grad():
                 for name, own in names.items():

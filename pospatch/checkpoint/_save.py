@@ -1,38 +1,41 @@
-"""`save_pretrained` of a patched model whose result has no native form."""
+"""`save_pretrained` of a patched model."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 import tempfile
-import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pospatch.checkpoint._config import wrap
+from pospatch.checkpoint._publish import replacing
+from pospatch.errors import UnsupportedHost
 
-__all__ = ["TENSORS", "arm", "disarm", "is_patch_tensor", "publish", "tables"]
+__all__ = ["SHIM", "TENSORS", "arm", "disarm", "is_patch_tensor", "parts_of_a_model", "tables"]
 
 TENSORS = "pospatch.safetensors"
+SHIM = "modeling_pospatch.py"  # written by `save_remote` alone
 
 
-def arm(model: Any) -> None:
-    """Make the model's ordinary `save_pretrained` write the patch; a native result needs nothing but its config."""
-    from pospatch.checkpoint._peft import arm_adapters, watch
+def arm(model: Any, wrapper: Any = None) -> None:
+    """Make the model's ordinary `save_pretrained` write the patch too, and replace an older checkpoint as a whole."""
+    from pospatch.checkpoint._peft_save import arm_adapters, arm_wrapper, watch
 
     disarm(model)
     arm_adapters(model)
+    arm_wrapper(wrapper)
     watch(model)
-    if not model.config.pospatch["native"]:
-        vars(model)["save_pretrained"] = Saver(model)
+    vars(model)["save_pretrained"] = Saver(model)
 
 
 def disarm(model: Any) -> None:
     """Give the class's own `save_pretrained` back."""
-    from pospatch.checkpoint._peft import unwatch
+    from pospatch.checkpoint._peft_save import unwatch
 
     unwatch(model)
     vars(model).pop("save_pretrained", None)
@@ -52,16 +55,13 @@ def tables(model: Any) -> dict[str, Tensor]:
 
 
 class Saver:
-    """Stands as the `save_pretrained` of one patched model; knows it weakly, so that the model is freed when dropped."""
+    """Stands as the `save_pretrained` of one patched model, and holds it: apply(load(), ...).save_pretrained(path) has no other.
+
+    A model of transformers is a reference cycle without this one too.
+    """
 
     def __init__(self, model: Any) -> None:
-        self._model = weakref.ref(model)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Saver:
-        return Saver(memo[id(self._model())])
-
-    def __reduce__(self) -> Any:
-        return Saver, (self._model(),)
+        self._model = model
 
     def __call__(
         self,
@@ -72,26 +72,57 @@ class Saver:
         is_main_process: bool = True,
         **kwargs: Any,
     ) -> Any:
-        model: Any = self._model()
-        state = model.state_dict() if state_dict is None else state_dict
-        old = tables(model)
-        own = {name: value for name, value in state.items() if is_patch_tensor(name) or name in old}
-        base = {
-            name: old[name].detach().to(value.dtype) if name in old else value
-            for name, value in state.items()
-            if name in old or name not in own
-        }
-        target = Path(save_directory)
-        target.mkdir(parents=True, exist_ok=True)
+        model = self._model
         token = {"token": kwargs["token"]} if kwargs.get("token") is not None else {}
-        repo = kwargs.pop("repo_id", target.name)
-        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as folder:
-            type(model).save_pretrained(model, folder, state_dict=base, is_main_process=is_main_process, **kwargs)
-            if not is_main_process:
-                return None
-            _finish(Path(folder), model, own)
-            publish(Path(folder), target)
+        repo = kwargs.pop("repo_id", Path(save_directory).name)
+        if kwargs.get("distributed_checkpoint"):
+            return self._every_rank(save_directory, state_dict, push_to_hub, is_main_process, kwargs)
+        if not model.should_save_on_this_rank(is_main_process):
+            with tempfile.TemporaryDirectory() as nowhere:  # takes part in gathering the weights, writes nothing
+                type(model).save_pretrained(model, nowhere, state_dict=state_dict, is_main_process=False, **kwargs)
+            return None
+        with replacing(save_directory, stale=parts_of_a_model(kwargs.get("variant"))) as draft:
+            _write(model, draft, state_dict, kwargs)
         return model.push_to_hub(repo, **token) if push_to_hub else None
+
+    def _every_rank(self, folder: Any, state: Any, push: bool, main: bool, kwargs: dict[str, Any]) -> Any:
+        """All ranks write into one folder at once, so it cannot be replaced as a whole."""
+        model = self._model
+        if not model.config.pospatch["native"]:
+            raise UnsupportedHost(
+                f"distributed_checkpoint=True writes the state of {type(model).__name__} as transformers knows it, without the "
+                "patch; leave it out, the weights are gathered then"
+            )
+        return type(model).save_pretrained(
+            model, folder, state_dict=state, push_to_hub=push, is_main_process=main, **kwargs
+        )
+
+
+def parts_of_a_model(variant: str | None = None) -> Callable[[str], bool]:
+    """Which names in a folder belong to a model's checkpoint of one variant, and go when it is replaced."""
+    kind = "" if variant is None else re.escape(f".{variant}")
+    weights = re.compile(rf"model{kind}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{kind}\.json")
+    always = {TENSORS, SHIM}
+    return lambda name: name in always or weights.fullmatch(name) is not None
+
+
+def _write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, kwargs: dict[str, Any]) -> None:
+    """The files of the checkpoint: the base as its class writes it, the patch's own tensors and the record beside it."""
+    native = model.config.pospatch["native"] or getattr(model, "_hf_peft_config_loaded", False)
+    if native:  # or an adapter alone, whose own config carries the patch
+        model.state_dict()  # lets adapters of peft be found, which is left to this call
+        type(model).save_pretrained(model, folder, state_dict=state_dict, **kwargs)
+        return
+    state = model.state_dict() if state_dict is None else state_dict
+    old = tables(model)
+    own = {name: value for name, value in state.items() if is_patch_tensor(name) or name in old}
+    base = {
+        name: old[name].detach().to(value.dtype) if name in old else value
+        for name, value in state.items()
+        if name in old or name not in own
+    }
+    type(model).save_pretrained(model, folder, state_dict=base, **kwargs)
+    _finish(folder, model, own)
 
 
 def _finish(folder: Path, model: Any, own: dict[str, Tensor]) -> None:
@@ -107,17 +138,3 @@ def _finish(folder: Path, model: Any, own: dict[str, Tensor]) -> None:
     config = json.loads(path.read_text())
     record = {**config["pospatch"], "tensors": sorted(own)}
     path.write_text(json.dumps(wrap(config, record), indent=2) + "\n")
-
-
-def publish(folder: Path, target: Path) -> None:
-    """Move the finished files in, the config last: a reader finds the old config or the new one."""
-    new = sorted(folder.iterdir(), key=lambda path: path.name == "config.json")
-    names = {path.name for path in new}
-    for stale in target.glob("*.safetensors"):
-        if stale.name not in names and stale.name.startswith(("model", "pospatch")):
-            stale.unlink()
-    index = target / "model.safetensors.index.json"
-    if index.exists() and index.name not in names:
-        index.unlink()
-    for path in new:
-        shutil.move(str(path), target / path.name) if path.is_dir() else os.replace(path, target / path.name)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pospatch.checkpoint import _base
-from pospatch.checkpoint._load import HUB, read_tensors
+from pospatch.checkpoint._load import HUB, file_of, put_stack
 from pospatch.checkpoint._own import own_tensors, save_own
+from pospatch.checkpoint._publish import replacing
 from pospatch.checkpoint._record import VERSION, methods_of
-from pospatch.checkpoint._save import TENSORS, publish
 from pospatch.errors import AlreadyPatched, BadOptionType, CheckpointError, NotPatched
 
-__all__ = ["RECORD", "load_adapter", "make_record", "put_on", "read_json", "read_own", "save_adapter"]
+__all__ = ["RECORD", "load_adapter", "make_record", "put_on", "read_json", "save_adapter"]
 
 RECORD = "pospatch_adapter.json"
+TENSORS = "pospatch_adapter.safetensors"  # not the name in a whole checkpoint, so that both can share a folder
 LARGEST = 2**24  # bytes of a record; ours have a few hundred
 
 
@@ -31,14 +31,11 @@ def save_adapter(model: Any, path: str | os.PathLike[str]) -> None:
     """
     from pospatch.api import unwrap
 
-    target, folder = unwrap(model), Path(path)
+    target = unwrap(model)
     record = make_record(target)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as room:
-        draft = Path(room)
+    with replacing(path, stale=lambda name: name == TENSORS) as draft:
         record["tensors"] = save_own(target, draft / TENSORS)
         (draft / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        publish(draft, folder)
 
 
 def load_adapter(model: Any, path: str | os.PathLike[str], **hub: Any) -> Any:
@@ -57,7 +54,7 @@ def load_adapter(model: Any, path: str | os.PathLike[str], **hub: Any) -> Any:
 
     if unknown := sorted(set(hub) - set(HUB)):
         raise BadOptionType(f"load_adapter: unknown option {unknown[0]!r}; valid: {', '.join(HUB)}")
-    put_on(unwrap(model), read_json(path, RECORD, hub), path, hub)
+    put_on(unwrap(model), read_json(path, RECORD, hub), path, TENSORS, hub)
     return model
 
 
@@ -86,36 +83,18 @@ def make_record(target: Any) -> dict[str, Any]:
     }
 
 
-def put_on(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) -> None:
+def put_on(target: Any, record: dict[str, Any], path: Any, file: str, hub: dict[str, Any]) -> None:
     """Apply a record to its bare base and read its tensors; the base is left as it was where anything does not fit."""
-    import pospatch
-    from pospatch.api import patch_of
-    from pospatch.checkpoint import adopt
+    from pospatch.api import patch_of, refuse_skeleton
+    from pospatch.checkpoint import adopted
 
     stack = methods_of(record)
-    adopt(target)
-    if patch_of(target) is not None:
-        raise AlreadyPatched(f"{type(target).__name__} carries a patch already; call pospatch.remove(model) first")
+    with adopted(target):
+        if patch_of(target) is not None:
+            raise AlreadyPatched(f"{type(target).__name__} carries a patch already; call pospatch.remove(model) first")
     _base.check(target, record.get("base"), str(path))
-    pospatch.apply(target, stack, part=record.get("part"))
-    try:
-        read_own(target, record, path, hub)
-    except BaseException:
-        pospatch.remove(target)
-        raise
-
-
-def read_own(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any]) -> None:
-    """Copy the tensors that belong to a record into the patch that stands on a model."""
-    from transformers.utils import cached_file
-
-    wanted = own_tensors(target)
-    if not wanted and not record.get("tensors"):
-        return
-    found = cached_file(path, TENSORS, _raise_exceptions_for_missing_entries=False, **hub)
-    if found is None:
-        raise CheckpointError(f"{path} names tensors of the patch and has no {TENSORS}; it is incomplete")
-    read_tensors(found, wanted, target.base_model_prefix)
+    refuse_skeleton(target)
+    put_stack(target, stack, record, file_of(path, file, record, hub), own_tensors)
 
 
 def read_json(path: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
@@ -133,8 +112,8 @@ def read_json(path: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
         raise CheckpointError(f"{path}: {name} has {Path(found).stat().st_size} bytes, which no record has")
     try:
         content = json.loads(Path(found).read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {name} is no JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {name} is no JSON: {error!s:.300}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: {name} is no JSON object")
     return content

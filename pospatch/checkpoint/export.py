@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from typing import Any
 from pospatch.checkpoint._architecture import architecture_form
 from pospatch.checkpoint._check import Difference, compare
 from pospatch.checkpoint._native_form import Form, native_form
-from pospatch.checkpoint._save import publish
+from pospatch.checkpoint._publish import replacing
+from pospatch.checkpoint._save import parts_of_a_model
 from pospatch.checkpoint.llama_cpp import GgufExport, export_gguf
 from pospatch.errors import BadOption, UnsupportedHost
 
@@ -86,16 +86,12 @@ def export(
         if max_shard_size is not None:
             raise BadOption(f"max_shard_size={max_shard_size!r} would be ignored: a GGUF is one file")
         return export_gguf(form, path, tokenizer=tokenizer, verify=verify)
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as room:
-        draft = Path(room)
+    with replacing(path, stale=parts_of_a_model()) as draft:
         _write(form, target, draft, max_shard_size or "5GB")
         length = _length(form)
         difference = compare(target, draft, form.model_class.__name__, length) if verify else None
         if tokenizer is not None:
             _save_tokenizer(tokenizer, draft, length)
-        publish(draft, folder)
     return Export(str(path), form.model_class.__name__, form.name, _said(form), difference, form.notes)
 
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from pospatch.checkpoint._save import publish
+from pospatch.checkpoint._publish import replacing
+from pospatch.checkpoint._save import SHIM, parts_of_a_model
 
 __all__ = ["SHIM", "save_remote"]
 
-SHIM = "modeling_pospatch.py"
 SOURCE = '''"""Imports pospatch, which knows this checkpoint, and does nothing else: pip install 'pospatch>={version}'"""
 
 import pospatch
@@ -40,17 +39,14 @@ def save_remote(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> None
     from pospatch.api import unwrap
     from pospatch.checkpoint._config import MODEL_TYPE
 
-    target, folder = unwrap(model), Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as room:
-        draft = Path(room)
+    target = unwrap(model)
+    with replacing(path, stale=parts_of_a_model(kwargs.get("variant"))) as draft:
         target.save_pretrained(draft, **kwargs)
         config = json.loads((draft / "config.json").read_text())
         if config["model_type"] == MODEL_TYPE:
             config["auto_map"] = {"AutoConfig": f"{Path(SHIM).stem}.PospatchConfig"}
             (draft / "config.json").write_text(json.dumps(config, indent=2) + "\n")
             (draft / SHIM).write_text(_source())
-        publish(draft, folder)
 
 
 def _source() -> str:

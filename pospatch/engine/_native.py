@@ -15,6 +15,7 @@ from pospatch.methods._base import Bands, Embedding, Index, Rotary
 if TYPE_CHECKING:
     from pospatch.engine._patch import Patch
     from pospatch.engine._plan import Plan
+    from pospatch.engine._undo import Undo
 
 __all__ = ["base_fields", "restore_base", "same_spectrum", "write"]
 
@@ -174,16 +175,15 @@ def _is_plain(theta: float, inv_freq: torch.Tensor, amplitude: float) -> bool:
     return torch.equal(plain, inv_freq.cpu()) and amplitude == 1.0
 
 
-def restore_base(whole: Any, base: dict[str, Any], part: str | None = None) -> None:
+def restore_base(whole: Any, base: dict[str, Any], part: str | None, undo: Undo) -> None:
     """Bring a model that was loaded with a native patch back to its base: config fields of its own, rotary modules rebuilt."""
     from pospatch.engine._config import own_configs
     from pospatch.engine._parts import choose
     from pospatch.engine._sites import find
-    from pospatch.engine._undo import Undo
 
     model, half = choose(whole, part)
     sites = find(model, half)
-    configs = own_configs(whole, Undo())
+    configs = own_configs(whole, undo)
     inside = {id(real(vars(module).get("config"))) for module in model.modules()}
     for _, config in configs:
         vars(config).pop("pospatch", None)
@@ -196,4 +196,5 @@ def restore_base(whole: Any, base: dict[str, Any], part: str | None = None) -> N
         parent, _, name = path.rpartition(".")
         device = next(iter(module._buffers.values())).device  # type: ignore[union-attr]
         with torch.device(device):
-            model.get_submodule(parent)._modules[name] = type(module)(config=module.config)
+            rebuilt = type(module)(config=module.config)
+        undo.set_module(model.get_submodule(parent), name, rebuilt)

@@ -11,6 +11,7 @@ import torch.nn as nn
 from pospatch.engine._attach import carry_out
 from pospatch.engine._config import carry_back
 from pospatch.engine._geometry import geometries
+from pospatch.engine._measure import check_size
 from pospatch.engine._parts import choose
 from pospatch.engine._plan import Plan
 from pospatch.engine._proof import prove
@@ -96,10 +97,11 @@ def merge(stack: list[Method], added: list[Method]) -> list[Method]:
     return result
 
 
-def attach(whole: Any, stack: list[Method], kept: Kept, part: str | None = None) -> Patch:
+def attach(whole: Any, stack: list[Method], kept: Kept, part: str | None = None, largest: int | None = None) -> Patch:
     """Attach a stack to an unpatched model, or to one part of it; or raise and leave it as it was.
 
     kept: learned tensors of an earlier attachment by (path, name), so that training survives when the stack grows.
+    largest: numbers that the tensors of a stack from a checkpoint may hold, known from its files; None where the user asks.
     """
     register()
     model, half = choose(whole, part)
@@ -113,6 +115,8 @@ def attach(whole: Any, stack: list[Method], kept: Kept, part: str | None = None)
     if seen is not None and not plan.by_module:  # what acts inside attention needs what attention really gets
         plan = _planned(model, sites, stack, None, whole)
     plan.check()
+    if largest is not None:
+        check_size(plan, largest)
     patch = Patch(stack=stack, kept=dict(kept), found=sites, layers=plan.base, part=part)
     try:
         carry_out(plan, patch)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pospatch.errors import BadOption, BadOptionType, UnsupportedHost, suggest
+from pospatch.errors import BadOption, BadOptionType, UnsupportedHost, short, suggest
 from pospatch.geometry import Geometry, Rotation
 from pospatch.methods._distance import by_distance
 from pospatch.methods._options import check
@@ -73,7 +73,7 @@ class Method:
         for name in options:
             if name not in valid:
                 raise BadOptionType(
-                    f"{cls.name}: unknown option {name!r}.{suggest(name, valid)} Valid options: {', '.join(valid)}"
+                    f"{cls.name}: unknown option {short(name)}.{suggest(name, valid)} Valid options: {', '.join(valid)}"
                 )
         missing = [
             i.name
@@ -129,7 +129,8 @@ class Method:
             return [i for i in range(layers) if ((i + 1) % every == 0) == (rule == "every")]
         if bad := [i for i in self.layers if not -layers <= i < layers]:
             raise BadOption(
-                f"{self.name}: layers={list(self.layers)} has index {bad[0]}, the model has layers 0 to {layers - 1}"
+                f"{self.name}: layers={short(list(self.layers))} has index {short(bad[0])}, "
+                f"the model has layers 0 to {layers - 1}"
             )
         return sorted({i % layers for i in self.layers})
 
@@ -139,7 +140,7 @@ def _check_layers(name: str, value: Any) -> Any:
         return value
     if isinstance(value, str):
         rule, _, step = value.partition(":")
-        if rule in ("every", "except_every") and step.isdigit() and int(step) > 0:
+        if rule in ("every", "except_every") and step.isascii() and step.isdigit() and int(step[:9]) > 0:
             return value
     elif (
         isinstance(value, list | tuple | range)
@@ -148,7 +149,7 @@ def _check_layers(name: str, value: Any) -> Any:
     ):
         return tuple(value)
     raise BadOption(
-        f"{name}: layers={value!r} must be a list of layer indices, 'all', 'every:4' (layers 3, 7, ...) or 'except_every:4'"
+        f"{name}: layers={short(value)} must be a list of layer indices, 'all', 'every:4' (layers 3, 7, ...) or 'except_every:4'"
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, field
 from typing import Any
 
-from pospatch.errors import BadOption, BadOptionType
+from pospatch.errors import BadOption, BadOptionType, short
 
 __all__ = ["check", "choice", "flag", "integer", "integers", "number", "numbers", "word"]
 
@@ -65,7 +65,7 @@ def check(method: str, name: str, value: Any, rule: Any) -> Any:
     """The value in its canonical type, or BadOption naming method, option, what was got and what was wanted."""
     if value is None and rule["optional"]:
         return None
-    where = f"{method}: {name}={value!r}"
+    where = f"{method}: {name}={short(value)}"
     if rule["kind"] == "flag":
         if not isinstance(value, bool):
             raise BadOptionType(f"{where} must be True or False")
@@ -92,7 +92,9 @@ def _number(where: str, value: Any, rule: Any) -> float | int:
         error = BadOption if whole and isinstance(value, float) else BadOptionType
         raise error(f"{where} must be {wanted}, got {type(value).__name__}")
     low, above, high = rule.get("low", -LARGEST), rule.get("above", -LARGEST), rule["high"]
-    if not math.isfinite(value) or value < low or value <= above or value > high:
+    if (
+        value < low or value <= above or value > high or not math.isfinite(value)
+    ):  # last: it overflows for integers of any size
         bounds = f"above {above:g}" if above > -LARGEST else f"at least {low:g}"
         raise BadOption(f"{where} must be finite, {bounds} and at most {high:g}")
     return value if whole else float(value)

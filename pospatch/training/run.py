@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 from transformers import Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
 
 from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, PospatchError
@@ -266,7 +266,7 @@ class _Run:
 def _checkpoint(arguments: Arguments, folder: Path) -> str | None:
     """The checkpoint to go on from, after checking that it belongs to the same run."""
     resume = arguments.run.resume
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+    last = _last_whole(folder)
     if resume == "never" and last is not None:
         raise BadOption(f"resume: never, and {folder} holds {Path(last).name}: give another output_dir or delete it")
     if resume in ("auto", "never"):
@@ -278,6 +278,20 @@ def _checkpoint(arguments: Arguments, folder: Path) -> str | None:
     if chosen is not None:
         _same_run(arguments.config, Path(chosen).parent / "config.yaml")
     return chosen
+
+
+def _last_whole(folder: Path) -> str | None:
+    """The last checkpoint that was written to its end: the Trainer's state is its last file, and no JSON where a kill cut it."""
+    found = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
+    for path in sorted(
+        (path for path, step in found.items() if step.isdigit()), key=lambda p: int(found[p]), reverse=True
+    ):
+        try:
+            json.loads((path / TRAINER_STATE_NAME).read_text())
+        except (OSError, ValueError):
+            continue
+        return str(path)
+    return None
 
 
 def _same_run(config: dict[str, Any], path: Path) -> None:
