@@ -60,6 +60,11 @@ class DataArguments:
     Args:
         text: a name that `pospatch.assets.text` knows, or a path to a UTF-8 file.
         sequence_length: of a training sequence.
+        documents: `concat`: the text is cut into sequences wherever they end; `packed`: whole documents share a sequence,
+            positions start again and none sees another; `sliding`: a sequence lies within one document, and the next one
+            `stride` tokens further. Long contexts are learnt from whole texts: `concat` or `sliding`.
+        separator: between two documents of the text; default: an empty line.
+        stride: tokens, for `sliding`; default: sequence_length.
         held_out: share of the text's characters, at its end, that is never trained on and serves evaluation.
         train_tokens: use only so many tokens from the beginning; default: all.
         base_length: evaluated beside the target; default: what the model was trained for before the patch.
@@ -70,6 +75,11 @@ class DataArguments:
 
     text: str = field(default="kjv", metadata={"help": "name of a pospatch text, or a path to a UTF-8 file"})
     sequence_length: int = field(default=2048, metadata={"help": "tokens of a training sequence"})
+    documents: Literal["concat", "packed", "sliding"] = field(
+        default="concat", metadata={"help": "how documents and sequences meet"}
+    )
+    separator: str = field(default="\n\n", metadata={"help": "between two documents"})
+    stride: int | None = field(default=None, metadata={"help": "tokens between sliding sequences"})
     held_out: float = field(default=0.1, metadata={"help": "share of the text kept for evaluation"})
     train_tokens: int | None = field(default=None, metadata={"help": "use only so many tokens"})
     base_length: int | None = field(default=None, metadata={"help": "tokens; default: the trained length"})
@@ -108,12 +118,16 @@ class RunArguments:
         resume: `auto` goes on from the newest checkpoint in the output folder if there is one, `never` refuses a folder
             with checkpoints, a path goes on from that checkpoint.
         num_processes: how many processes are meant to run; anything else is an error (launchers may start fewer).
+        parallel: how they are meant to share the work; anything else is an error. Default: as accelerate's file says.
         print_config: print the whole configuration as YAML and end.
         dry_run: build, patch, say what would be done, evaluate once at both lengths, and end; writes nothing.
     """
 
     resume: str = field(default="auto", metadata={"help": "auto, never or a checkpoint folder"})
     num_processes: int | None = field(default=None, metadata={"help": "processes that must be running"})
+    parallel: Literal["one", "ddp", "fsdp", "deepspeed", "ring", "ulysses"] | None = field(
+        default=None, metadata={"help": "scheme that must be running"}
+    )
     print_config: bool = field(default=False, metadata={"help": "print the configuration as YAML and end"})
     dry_run: bool = field(default=False, metadata={"help": "build, patch, one forward per length, and end"})
 
@@ -146,6 +160,10 @@ class _Training(TrainingArguments):
             mine.dataloader_pin_memory = on_gpu
         if not (mine.gradient_checkpointing_kwargs or mine.activation_checkpointing_kwargs):
             mine.activation_checkpointing_kwargs = {"use_reentrant": False}  # the other form loses LoRA's gradients
+        if (
+            mine.data_seed is None
+        ):  # left out, the order of the data would hang on what else drew numbers before training
+            mine.data_seed = mine.seed
         mine.remove_unused_columns = False  # the data has no other columns, and the patched forward takes **kwargs
         super().__post_init__()
 
@@ -272,6 +290,10 @@ def _check(values: dict[str, Any]) -> None:
             raise BadOption(f"{name} must be at least 1, got {values[name]}")
     if values["loss_slice"] < 0:
         raise BadOption(f"loss_slice must be 0 (all logits at once) or more, got {values['loss_slice']}")
+    if values["stride"] is not None and (values["documents"] != "sliding" or values["stride"] < 1):
+        raise BadOption(f"stride must be at least 1 and goes with documents: sliding, got {values['stride']}")
+    if not values["separator"]:
+        raise BadOption("separator must not be empty: it says where a document ends")
     if not 0 < values["held_out"] < 1:
         raise BadOption(f"held_out is a share of the text above 0 and below 1, got {values['held_out']}")
     if values["resume_from_checkpoint"]:

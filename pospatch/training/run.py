@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import tempfile
@@ -12,24 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import Trainer, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import set_seed
 
-from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, PospatchError
 from pospatch.training import data as packing
 from pospatch.training import loss as slices
-from pospatch.training import tuning
+from pospatch.training import measure, plan, probe, processes, resume, tuning
 from pospatch.training.arguments import Arguments, parse
-from pospatch.training.callbacks import MetricsFile, StopOnSignal
+from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal
+from pospatch.training.trainer import PatchTrainer, save_patch
 
-__all__ = ["main", "run"]
-
-_CHANGEABLE = {  # what a resumed run may have different without computing anything else
-    "resume", "num_processes", "output_dir", "logging_steps", "save_steps", "save_strategy", "save_total_limit",
-    "report_to", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "loss_slice", "logging_first_step",
-}  # fmt: skip
+__all__ = ["Run", "main", "run"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,81 +43,42 @@ def run(arguments: Arguments) -> dict[str, Any]:
     if arguments.run.print_config:
         print(arguments.to_yaml(), end="")
         return {}
-    _check_processes(arguments)
+    processes.check_count(arguments.training.world_size, arguments.run.num_processes)
     if not arguments.run.dry_run:
-        return _Run(arguments, Path(str(arguments.training.output_dir))).carry_out()
+        return Run(arguments, Path(str(arguments.training.output_dir))).carry_out()
     with tempfile.TemporaryDirectory() as folder:  # the Trainer insists on one
         arguments.training.output_dir = folder
-        return _Run(arguments, Path(folder)).rehearse()
+        return Run(arguments, Path(folder)).rehearse()
 
 
-def _check_processes(arguments: Arguments) -> None:
-    running, wanted = arguments.training.world_size, arguments.run.num_processes
-    if wanted is not None and running != wanted:
-        raise BadOption(
-            f"num_processes is {wanted} and {running} are running: accelerate starts one process on a CPU whatever its file "
-            f"says; use torchrun --nproc_per_node {wanted}, or set num_processes to {running}"
-        )
-
-
-class _Trainer(Trainer):
-    """Saves and loads the patch's own tensors beside an adapter or a model."""
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and not self.is_fsdp_enabled:
-            _save_patch(self.model, Path(output_dir or str(self.args.output_dir)))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / _TENSORS
-        if path.is_file() and not self.is_fsdp_enabled:  # whose own checkpoint holds every weight
-            tuning.load_tensors(self.model if model is None else model, path)
-
-
-_TENSORS = "trained_patch.safetensors"
-_START = "start.json"  # what was there before the first step
-
-
-def _save_patch(model: Any, folder: Path) -> None:
-    """The patch's tensors by their names in the unwrapped model, and its record: an adapter holds neither."""
-    from safetensors.torch import save_file
-
-    own = {name: value.detach().cpu().contiguous() for name, value in tuning.own_tensors(model).items()}
-    if own:
-        save_file(own, folder / _TENSORS, metadata={"format": "pt"})
-    if patch_of(model) is not None:
-        (folder / "pospatch.json").write_text(json.dumps(unwrap(model).config.pospatch, indent=2) + "\n")
-
-
-class _Run:
+class Run:
     """The steps, in order."""
 
     def __init__(self, arguments: Arguments, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
         self.begun = time.monotonic()
-        self.checkpoint = _checkpoint(arguments, folder)
+        self.checkpoint = resume.checkpoint(arguments, folder)
         args = arguments.training
         self.main = args.process_index == 0
         set_seed(args.seed)
         with args.main_process_first(desc="fetching the model and the text"):
             self.built = tuning.build(arguments.model)
             self.data = self._load_data()
-        self.use_cache = self.built.model.config.use_cache
+        self.use_cache = getattr(self.built.model.config, "use_cache", None)
         set_seed(args.seed)  # the same start whether weights were drawn or loaded
         self.model = tuning.prepare(self.built.model, arguments.tune)
         self.sliced = slices.install(self.model, arguments.tune.loss_slice)
         self.signals = StopOnSignal()
+        self.before: dict[str, Any] = {}
         self.trainer = self._trainer()
-        if self.trainer.is_fsdp_enabled and arguments.tune.tuning != "full":
-            raise BadOption("FSDP shards the weights that LoRA is merged into: use DDP, or tuning: full")
+        self.scheme = processes.check(self.trainer.accelerator, arguments.run.parallel)
+        self._check()
 
     def carry_out(self) -> dict[str, Any]:
         """All of it."""
         self._say_plan()
-        before = self._before()
-        if self.main:
-            (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
+        if self.checkpoint is not None:
+            self._say(f"resuming from {self.checkpoint}")
         started = time.monotonic()
         try:
             self.trainer.train(resume_from_checkpoint=self.checkpoint)
@@ -140,12 +93,13 @@ class _Run:
             return {"interrupted": self.signals.caught, "steps": state.global_step}
         after = self._evaluate("after training")
         results: dict[str, Any] = {
-            "before": before,
+            "before": self.before,
             "after": after,
             "steps": state.global_step,
             "seconds": seconds,
             "seconds_in_all": round(time.monotonic() - self.begun, 2),
             "processes": self.arguments.training.world_size,
+            "parallel": self.scheme,
             "patch": [{"method": name, **options} for name, options in self.arguments.model.stack],
             "data": self.data.record,
             "checkpoint": str(self.folder / "model"),
@@ -157,6 +111,7 @@ class _Run:
     def rehearse(self) -> dict[str, Any]:
         """Say what would be done, and evaluate at both lengths."""
         self._say_plan()
+        self._probe()
         return {"before": self._evaluate("as it starts")}
 
     # --------------------------------------------------------------------------------------------------------------------
@@ -169,52 +124,52 @@ class _Run:
             raise BadOption("the model's config names no length: set base_length and target_length")
         return packing.load(data, built.tokenizer, base, target)
 
-    def _trainer(self) -> _Trainer:
+    def _trainer(self) -> PatchTrainer:
         args = self.arguments.training
-        accumulated = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        metrics = MetricsFile(self.folder / "metrics.jsonl", accumulated * self.arguments.data.sequence_length)
-        return _Trainer(
+        metrics = MetricsFile(self.folder / "metrics.jsonl", plan.rows(args) * self.arguments.data.sequence_length)
+        return PatchTrainer(
             model=self.model,
             args=args,
             data_collator=packing.collate,
             train_dataset=self.data.train,
             eval_dataset=self.data.windows,
-            callbacks=[metrics, self.signals],
+            callbacks=[OnBegin(self._begin), metrics, self.signals],
         )
 
-    def _before(self) -> dict[str, Any]:
-        """Losses before the first step; a resumed run reads those of its own beginning."""
+    def _check(self) -> None:
+        """What does not go together, before anything is computed."""
+        processes.check_patch(self.model, self.scheme)
+        if self.arguments.data.documents == "packed":
+            processes.check_patch(self.model, "packing")
+            if self.scheme in ("ring", "ulysses"):
+                raise BadOption(
+                    f"{self.scheme} drops the mask between packed documents; set documents: sliding or concat"
+                )
+        if self.trainer.is_fsdp_enabled and self.arguments.tune.tuning != "full":
+            raise BadOption("FSDP shards the weights that LoRA is merged into: use DDP, or tuning: full")
+
+    def _begin(self) -> None:
+        """Just before the first step, with the model as it will be trained: an evaluation earlier would keep accelerate from
+        wrapping it."""
+        processes.check_wrapped(self.trainer.model_wrapped, self.scheme)
+        self._probe()
         facts = {"processes": self.arguments.training.world_size, "data": self.data.record}
         if self.checkpoint is not None:
-            start: dict[str, Any] = json.loads((Path(self.checkpoint).parent / _START).read_text())
-            if changed := [name for name, value in facts.items() if start[name] != value]:
-                raise BadOption(
-                    f"{self.checkpoint} was made with another number of processes or other text: "
-                    + "; ".join(f"{name}: {start[name]!r} -> {facts[name]!r}" for name in changed)
-                )
+            start = resume.start(Path(self.checkpoint), facts)
         else:
             start = {**facts, "before": self._evaluate("before training")}
-        self._write(_START, start)
-        before: dict[str, Any] = start["before"]
-        return before
+        self.before = start["before"]
+        self._write(resume.START, start)
+        if self.main:
+            (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
+
+    def _probe(self) -> None:
+        if self.arguments.data.documents == "packed":
+            probe.check_documents(self.trainer.model, self.arguments.data.sequence_length)
+            self._say("packed documents: none sees another")
 
     def _evaluate(self, when: str) -> dict[str, Any]:
-        """Loss and perplexity of the same last tokens at the base and at the target length."""
-        found = {}
-        record = self.data.record["evaluation"]
-        for name, windows in self.data.windows.items():
-            loss = self.trainer.evaluate(windows, metric_key_prefix=f"{when.split()[0]}_{name}")
-            value = float(loss[f"{when.split()[0]}_{name}_loss"])
-            finite = math.isfinite(value)
-            found[name] = {
-                "length": record[name],
-                "loss": value if finite else None,
-                "perplexity": math.exp(value) if finite and value < 700 else None,
-                "n": record["k"] * record["windows"],
-            }
-            shown = f"loss {value:.4f}, perplexity {math.exp(min(value, 700)):.2f}"
-            self._say(f"{when}, {name} length {record[name]}: {shown} (last {record['k']} tokens)")
-        return found
+        return measure.evaluate(self.trainer, self.data, when, self._say)
 
     def _save(self) -> None:
         """The model as `from_pretrained` reads it, in `model`; with LoRA merged, and the adapter alone in `adapter`."""
@@ -226,7 +181,7 @@ class _Run:
         if self.arguments.tune.tuning == "lora":
             if self.main:
                 model.save_pretrained(folder / "adapter")
-                _save_patch(model, folder / "adapter")
+                save_patch(model, folder / "adapter")
             model = model.merge_and_unload()
         model.config.use_cache = self.use_cache  # the Trainer switches it off
         if self.main:
@@ -236,21 +191,8 @@ class _Run:
         self._say(f"saved {folder / 'model'}")
 
     def _say_plan(self) -> None:
-        args, data = self.arguments.training, self.data.record
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        every = sum(p.numel() for p in self.model.parameters())
-        stack = [f"{name}({options})" for name, options in self.arguments.model.stack]
-        self._say(
-            f"processes: {args.world_size} ({args.parallel_mode.value}), device {args.device}, bf16 {bool(args.bf16)}"
-        )
-        self._say(f"model: {type(unwrap(self.model)).__name__}, patch: {' + '.join(stack) or 'none'}")
-        self._say(f"tuning: {self.arguments.tune.tuning}, {trained:,} of {every:,} numbers are trained")
-        self._say(
-            f"data: {data['text']}, {data['sequences']} sequences of {data['sequence_length']} tokens; a step takes "
-            f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size}"
-        )
-        if self.checkpoint is not None:
-            self._say(f"resuming from {self.checkpoint}")
+        for line in plan.lines(self.arguments, self.model, self.data.record, self.scheme):
+            self._say(line)
 
     def _say(self, line: str) -> None:
         if self.main:
@@ -261,37 +203,3 @@ class _Run:
             temporary = self.folder / f".{name}"
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
             os.replace(temporary, self.folder / name)
-
-
-def _checkpoint(arguments: Arguments, folder: Path) -> str | None:
-    """The checkpoint to go on from, after checking that it belongs to the same run."""
-    resume = arguments.run.resume
-    last = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-    if resume == "never" and last is not None:
-        raise BadOption(f"resume: never, and {folder} holds {Path(last).name}: give another output_dir or delete it")
-    if resume in ("auto", "never"):
-        chosen = last
-    elif Path(resume).is_dir():
-        chosen = resume
-    else:
-        raise BadOption(f"resume must be auto, never or a checkpoint folder, got {resume!r}")
-    if chosen is not None:
-        _same_run(arguments.config, Path(chosen).parent / "config.yaml")
-    return chosen
-
-
-def _same_run(config: dict[str, Any], path: Path) -> None:
-    for needed in (path, path.with_name(_START)):
-        if not needed.is_file():
-            raise BadOption(f"{needed} is missing, so it cannot be told whether the checkpoint belongs to this run")
-    old = yaml.safe_load(path.read_text())
-    changed = [
-        f"{name}: {old.get(name)!r} -> {config.get(name)!r}"
-        for name in sorted({*old, *config} - _CHANGEABLE)
-        if old.get(name) != config.get(name)
-    ]
-    if changed:
-        raise BadOption(
-            f"the checkpoint beside {path} was made with other settings ({'; '.join(changed)}): "
-            "give another output_dir, or the same settings"
-        )
