@@ -13,9 +13,10 @@ from pospatch import registry
 from pospatch.engine import _contextual
 from pospatch.errors import BadOption, UnsupportedHost
 from pospatch.methods._shards import allowed, example
-from pospatch.training.arguments import DataArguments, parse
+from pospatch.training.arguments import parse
 from pospatch.training.data import load
 from pospatch.training.documents import rows
+from pospatch.training.options import DataArguments
 from pospatch.training.probe import check_documents
 from pospatch.training.run import run
 from tests import tiny

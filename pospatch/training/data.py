@@ -10,8 +10,8 @@ import torch
 
 from pospatch.errors import BadOption
 from pospatch.evaluate._tokens import text_tokens
-from pospatch.training.arguments import DataArguments
 from pospatch.training.documents import rows
+from pospatch.training.options import DataArguments
 
 __all__ = ["Data", "collate", "load"]
 

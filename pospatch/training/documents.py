@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pospatch.errors import BadOption
 from pospatch.evaluate._tokens import encode, prefix_of, text_tokens
-from pospatch.training.arguments import DataArguments
+from pospatch.training.options import DataArguments
 
 __all__ = ["Rows", "rows"]
 

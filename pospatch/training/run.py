@@ -15,8 +15,8 @@ from transformers import set_seed
 
 from pospatch.errors import BadOption, PospatchError
 from pospatch.training import data as packing
+from pospatch.training import graft, measure, plan, probe, processes, resume, tuning
 from pospatch.training import loss as slices
-from pospatch.training import measure, plan, probe, processes, resume, tuning
 from pospatch.training.arguments import Arguments, parse
 from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal
 from pospatch.training.trainer import PatchTrainer, save_patch
@@ -62,10 +62,12 @@ class Run:
         self.main = args.process_index == 0
         set_seed(args.seed)
         with args.main_process_first(desc="fetching the model and the text"):
-            self.built = tuning.build(arguments.model)
+            self.built = tuning.build(arguments.model, patched=arguments.tune.graft != "at_step")
             self.data = self._load_data()
         self.use_cache = getattr(self.built.model.config, "use_cache", None)
         set_seed(args.seed)  # the same start whether weights were drawn or loaded
+        if arguments.tune.warm_start:
+            graft.warm_start(self.built.model)
         self.model = tuning.prepare(self.built.model, arguments.tune)
         self.sliced = slices.install(self.model, arguments.tune.loss_slice)
         self.signals = StopOnSignal()
@@ -125,16 +127,20 @@ class Run:
         return packing.load(data, built.tokenizer, base, target)
 
     def _trainer(self) -> PatchTrainer:
-        args = self.arguments.training
-        metrics = MetricsFile(self.folder / "metrics.jsonl", plan.rows(args) * self.arguments.data.sequence_length)
-        return PatchTrainer(
+        args, tune = self.arguments.training, self.arguments.tune
+        tokens = plan.rows(args) * self.arguments.data.sequence_length
+        metrics = MetricsFile(self.folder / "metrics.jsonl", tokens)
+        grafts = graft.schedule(tune, self.model, self.arguments.model.stack, self._say)
+        trainer = PatchTrainer(
             model=self.model,
             args=args,
             data_collator=packing.collate,
             train_dataset=self.data.train,
             eval_dataset=self.data.windows,
-            callbacks=[OnBegin(self._begin), metrics, self.signals],
+            callbacks=[OnBegin(self._begin), *grafts, metrics, self.signals],
         )
+        trainer.warmup, trainer.warmup_steps = tune.length_warmup, tune.length_warmup_steps
+        return trainer
 
     def _check(self) -> None:
         """What does not go together, before anything is computed."""
@@ -145,8 +151,11 @@ class Run:
                 raise BadOption(
                     f"{self.scheme} drops the mask between packed documents; set documents: sliding or concat"
                 )
-        if self.trainer.is_fsdp_enabled and self.arguments.tune.tuning != "full":
-            raise BadOption("FSDP shards the weights that LoRA is merged into: use DDP, or tuning: full")
+        tune = self.arguments.tune
+        if self.trainer.is_fsdp_enabled and (tune.tuning != "full" or tune.graft != "swap"):
+            raise BadOption(
+                "FSDP shards the weights that LoRA and grafts change: use DDP, or tuning: full and graft: swap"
+            )
 
     def _begin(self) -> None:
         """Just before the first step, with the model as it will be trained: an evaluation earlier would keep accelerate from
@@ -157,8 +166,13 @@ class Run:
         if self.checkpoint is not None:
             start = resume.start(Path(self.checkpoint), facts)
         else:
-            start = {**facts, "before": self._evaluate("before training")}
+            began = time.monotonic()
+            before = self._evaluate("before training")
+            tokens = sum(each["length"] for each in before.values()) * self.data.record["evaluation"]["windows"]
+            start = {**facts, "before": before, "seconds_per_token": (time.monotonic() - began) / tokens}
         self.before = start["before"]
+        steps = self.trainer.state.max_steps - self.trainer.state.global_step
+        self._say(plan.seconds(self.arguments, steps, start["seconds_per_token"]))
         self._write(resume.START, start)
         if self.main:
             (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
@@ -178,7 +192,7 @@ class Run:
         trainer, folder = self.trainer, self.folder
         model = trainer.accelerator.unwrap_model(trainer.model)
         state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
-        if self.arguments.tune.tuning == "lora":
+        if self.arguments.tune.tuning.startswith("lora"):
             if self.main:
                 model.save_pretrained(folder / "adapter")
                 save_patch(model, folder / "adapter")

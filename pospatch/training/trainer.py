@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,27 @@ from transformers import Trainer
 from pospatch.api import patch_of, unwrap
 from pospatch.training import tuning
 
-__all__ = ["PatchTrainer", "save_patch"]
+__all__ = ["PatchTrainer", "cut", "save_patch"]
 
 TENSORS = "trained_patch.safetensors"
 
 
 class PatchTrainer(Trainer):
-    """Saves and loads the patch's own tensors beside an adapter or a model."""
+    """Saves and loads the patch's own tensors beside an adapter or a model, and cuts sequences shorter at first.
+
+    warmup: lengths that sequences are cut into, each for `warmup_steps` steps; then they are whole.
+    """
+
+    warmup: Sequence[int] = ()
+    warmup_steps: int = 0
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        stage = self.state.global_step // self.warmup_steps if self.warmup_steps else len(self.warmup)
+        if stage >= len(self.warmup):
+            return batches, items
+        batches = [cut(batch, self.warmup[stage]) for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -29,6 +44,11 @@ class PatchTrainer(Trainer):
         path = Path(resume_from_checkpoint) / TENSORS
         if path.is_file() and not self.is_fsdp_enabled:  # whose own checkpoint holds every weight
             tuning.load_tensors(self.model if model is None else model, path)
+
+
+def cut(batch: dict[str, Any], length: int) -> dict[str, Any]:
+    """The same tokens as more and shorter sequences of `length` tokens."""
+    return {name: value.reshape(-1, length) for name, value in batch.items()}
 
 
 def save_patch(model: Any, folder: Path) -> None:
