@@ -19,6 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from pospatch.errors import BadOption, BadOptionType, UnknownName, suggest
 from pospatch.training.options import (
     DataArguments,
+    DistillArguments,
     ModelArguments,
     PatchTrainingArguments,
     RunArguments,
@@ -30,6 +31,7 @@ __all__ = ["Arguments", "parse"]
 
 
 _OWN = (ModelArguments, DataArguments, TuneArguments, RunArguments)
+_ALL = (*_OWN, DistillArguments)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Arguments:
     run: RunArguments
     training: TrainingArguments
     config: dict[str, Any]
+    distill: DistillArguments | None = None
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `--config` reads."""
@@ -55,14 +58,15 @@ class _Parser(HfArgumentParser):
         raise BadOptionType(f"{message}; see --help")
 
 
-def parse(argv: Sequence[str] | None = None) -> Arguments:
-    """Read `--config FILE` and flags.
+def parse(argv: Sequence[str] | None = None, *, distill: bool = False) -> Arguments:
+    """Read `--config FILE` and flags; those of distillation exist where it is meant.
 
     Raises:
         UnknownName: a key or flag that does not exist; with a suggestion.
         BadOption, BadOptionType: a value that cannot be used.
     """
-    parser = _Parser((*_OWN, PatchTrainingArguments), allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
+    own = _ALL if distill else _OWN
+    parser = _Parser((*own, PatchTrainingArguments), allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
     given = list(sys.argv[1:] if argv is None else argv)
     valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
@@ -77,8 +81,8 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     chosen = {name: value for name, value in vars(values).items() if name != "config"}
     config = _plain(chosen)
     _check(chosen)
-    model, data, tune, run, training = parser.parse_dict(chosen)
-    return Arguments(model, data, tune, run, training, config)
+    model, data, tune, run, *rest = parser.parse_dict(chosen)
+    return Arguments(model, data, tune, run, rest[-1], config, rest[0] if distill else None)
 
 
 def _tokens(file: str | None, valid: dict[str, bool]) -> list[str]:
@@ -114,7 +118,7 @@ def _word(value: Any) -> str:
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:
     """All of our own values, and those of transformers that differ from its defaults."""
-    own = {item.name for group in _OWN for item in fields(group)} - {"print_config", "dry_run"}
+    own = {item.name for group in _ALL for item in fields(group)} - {"print_config", "dry_run"}
     kept = {name: value for name, value in values.items() if name in own and value is not None}
     for name in ("patch", "model"):
         plain = structure(name, kept.get(name))
@@ -133,6 +137,10 @@ def _check(values: dict[str, Any]) -> None:
     for name in ("sequence_length", "eval_last", "eval_windows", "lora_r"):
         if values[name] < 1:
             raise BadOption(f"{name} must be at least 1, got {values[name]}")
+    if not values.get("temperature", 1.0) > 0:
+        raise BadOption(f"temperature must be above 0, got {values['temperature']}")
+    if not 0 <= values.get("mask_share", 0.0) < 1:
+        raise BadOption(f"mask_share must be 0 to below 1, got {values['mask_share']}")
     if values["loss_slice"] < 0:
         raise BadOption(f"loss_slice must be 0 (all logits at once) or more, got {values['loss_slice']}")
     if values["stride"] is not None and (values["documents"] != "sliding" or values["stride"] < 1):

@@ -10,7 +10,7 @@ import torch
 
 from pospatch.errors import BadOption
 from pospatch.evaluate._tokens import text_tokens
-from pospatch.training.documents import rows
+from pospatch.training.documents import frame, rows
 from pospatch.training.options import DataArguments
 
 __all__ = ["Data", "collate", "load"]
@@ -67,9 +67,11 @@ def _windows(tokenizer: Any, text: str, arguments: DataArguments, lengths: dict[
     longest, count = max(lengths.values()), arguments.eval_windows
     tokens = text_tokens(tokenizer, text, longest + arguments.eval_last * (count - 1))
     ends = [longest + arguments.eval_last * index for index in range(count)]
+    head, tail = frame(tokenizer)
     made = {}
     for name, length in lengths.items():
-        ids = torch.cat([tokens.window(end - length, end) for end in ends])
+        bodies = [tokens.ids[end - length : end - len(head) - len(tail)] for end in ends]
+        ids = torch.stack([torch.cat([head, body, tail]) for body in bodies])
         labels = ids.clone()
         labels[:, : -arguments.eval_last] = _UNSCORED
         made[name] = Dataset.from_dict({"input_ids": ids.numpy(), "labels": labels.numpy()}).with_format("torch")

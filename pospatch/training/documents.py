@@ -11,7 +11,7 @@ from pospatch.errors import BadOption
 from pospatch.evaluate._tokens import encode, prefix_of, text_tokens
 from pospatch.training.options import DataArguments
 
-__all__ = ["Rows", "rows"]
+__all__ = ["Rows", "frame", "rows"]
 
 Rows = dict[str, Tensor]  # each (rows, length): input_ids; where documents are packed position_ids and labels too
 _UNSCORED = -100
@@ -37,22 +37,33 @@ def rows(tokenizer: Any, text: str, arguments: DataArguments) -> Rows:
 def _concatenated(tokenizer: Any, text: str, length: int, wanted: int | None) -> Rows:
     """One row after another; what is left over at the end is dropped."""
     tokens = text_tokens(tokenizer, text, wanted or length)
-    prefix = tokens.prefix
     ids = tokens.ids if wanted is not None else torch.tensor(encode(tokenizer, text))
-    body = length - len(prefix)
+    head, tail = frame(tokenizer)
+    body = length - len(head) - len(tail)
     bodies = ids[: len(ids) // body * body].view(-1, body)
-    head = torch.tensor(prefix, dtype=bodies.dtype).expand(len(bodies), len(prefix))
-    return {"input_ids": torch.cat([head, bodies], dim=1)}
+    return {"input_ids": torch.cat([head.expand(len(bodies), -1), bodies, tail.expand(len(bodies), -1)], dim=1)}
+
+
+def frame(tokenizer: Any) -> tuple[Tensor, Tensor]:
+    """The tokens before and after each sequence: the beginning-of-sequence token, or an encoder's CLS and SEP."""
+    head, tail = prefix_of(tokenizer), []
+    cls = getattr(tokenizer, "cls_token_id", None)
+    if not head and cls is not None:
+        empty = list(tokenizer("", verbose=False)["input_ids"])
+        if empty[:1] == [cls]:
+            head, tail = empty[:1], empty[1:]
+    return torch.tensor(head, dtype=torch.long), torch.tensor(tail, dtype=torch.long)
 
 
 def _documents(tokenizer: Any, text: str, arguments: DataArguments) -> list[Tensor]:
-    """Each document with the beginning-of-sequence token where the tokenizer has one, up to `train_tokens` in all."""
-    prefix, left, found = prefix_of(tokenizer), arguments.train_tokens, []
+    """Each document in its frame, up to `train_tokens` in all."""
+    head, tail = frame(tokenizer)
+    left, found = arguments.train_tokens, []
     for part in text.split(arguments.separator):
         if not part.strip():
             continue
-        ids = [*prefix, *encode(tokenizer, part)][:left]
-        found.append(torch.tensor(ids, dtype=torch.long))
+        ids = torch.cat([head, torch.tensor(encode(tokenizer, part), dtype=torch.long), tail])[:left]
+        found.append(ids)
         if left is not None:
             left -= len(ids)
             if left <= 0:

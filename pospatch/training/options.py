@@ -12,7 +12,15 @@ from transformers import TrainingArguments
 
 from pospatch.errors import BadOptionType
 
-__all__ = ["DataArguments", "ModelArguments", "PatchTrainingArguments", "RunArguments", "TuneArguments", "structure"]
+__all__ = [
+    "DataArguments",
+    "DistillArguments",
+    "ModelArguments",
+    "PatchTrainingArguments",
+    "RunArguments",
+    "TuneArguments",
+    "structure",
+]
 
 
 @dataclass
@@ -26,6 +34,8 @@ class ModelArguments:
         patch: `{method: yarn, factor: 2.0}`, a list of such mappings, or nothing: tune without a patch, as a control.
         dtype: what the weights are loaded in; with bf16 training, float32 weights are the safe choice for `full`.
         attn_implementation: as for transformers; default: the model's choice.
+        head: `causal`: a language model; `masked`: a masked one; `encoder`: a model without a head. Fine-tuning takes `causal`,
+            distillation all of them.
     """
 
     model: str | None = field(default=None, metadata={"help": "folder, Hub repository, smollm2-135m or a config"})
@@ -33,6 +43,7 @@ class ModelArguments:
     patch: str | None = field(default=None, metadata={"help": "a YAML mapping or list: {method: yarn, factor: 2.0}"})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "of the weights"})
     attn_implementation: str | None = field(default=None, metadata={"help": "as for transformers"})
+    head: Literal["causal", "masked", "encoder"] = field(default="causal", metadata={"help": "what the model gives"})
 
     @property
     def stack(self) -> list[tuple[str, dict[str, Any]]]:
@@ -137,6 +148,22 @@ class RunArguments:
     )
     print_config: bool = field(default=False, metadata={"help": "print the configuration as YAML and end"})
     dry_run: bool = field(default=False, metadata={"help": "build, patch, one forward per length, and end"})
+
+
+@dataclass
+class DistillArguments:
+    """What the patched model learns from the unpatched one, at lengths that that one was trained for.
+
+    Args:
+        match: `logits`: the divergence of the two distributions over the vocabulary; `hidden`: the distance of the last hidden
+            states as a share of their size. Default: logits where there is a head.
+        temperature: both distributions are softened by it, above 0; the gradient is scaled back by its square.
+        mask_share: of the tokens that a masked model reads masked, as in its training; 0 to below 1.
+    """
+
+    match: Literal["logits", "hidden"] | None = field(default=None, metadata={"help": "what is compared"})
+    temperature: float = field(default=1.0, metadata={"help": "of both distributions"})
+    mask_share: float = field(default=0.15, metadata={"help": "tokens that a masked model reads masked"})
 
 
 @dataclass

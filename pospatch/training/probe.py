@@ -40,8 +40,9 @@ def check_documents(model: Any, length: int) -> None:
 
 
 def _outputs(model: Any, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    output: torch.Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
-    return output.float()
+    output = model(input_ids=ids, position_ids=positions, use_cache=False)
+    found: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return found.float()
 
 
 def _compare(plain: torch.Tensor, other: torch.Tensor, own: slice, changed: int) -> None:

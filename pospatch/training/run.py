@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +21,25 @@ from pospatch.training.arguments import Arguments, parse
 from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal
 from pospatch.training.trainer import PatchTrainer, save_patch
 
-__all__ = ["Run", "main", "run"]
+__all__ = ["Run", "carry_out", "main", "run"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run from flags; prints an error of pospatch as one line and ends with 2, an interrupted run with 128 + its signal."""
+    """Run from flags."""
+    carry_out(lambda: run(parse(argv)))
+
+
+def carry_out(what: Callable[[], dict[str, Any]]) -> None:
+    """A run as a program: an error of pospatch is one line, an interrupted run ends with 128 + its signal."""
     try:
-        ended = run(parse(argv))
+        ended = what()
     except PospatchError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     if ended.get("interrupted"):
         sys.exit(128 + ended["interrupted"])
 
 
-def run(arguments: Arguments) -> dict[str, Any]:
+def run(arguments: Arguments, kind: type[Run] | None = None) -> dict[str, Any]:
     """Carry a run out; returns what results.json holds.
 
     Raises:
@@ -44,11 +49,12 @@ def run(arguments: Arguments) -> dict[str, Any]:
         print(arguments.to_yaml(), end="")
         return {}
     processes.check_count(arguments.training.world_size, arguments.run.num_processes)
+    kind = kind or Run
     if not arguments.run.dry_run:
-        return Run(arguments, Path(str(arguments.training.output_dir))).carry_out()
+        return kind(arguments, Path(str(arguments.training.output_dir))).carry_out()
     with tempfile.TemporaryDirectory() as folder:  # the Trainer insists on one
         arguments.training.output_dir = folder
-        return Run(arguments, Path(folder)).rehearse()
+        return kind(arguments, Path(folder)).rehearse()
 
 
 class Run:
@@ -68,8 +74,8 @@ class Run:
         set_seed(args.seed)  # the same start whether weights were drawn or loaded
         if arguments.tune.warm_start:
             graft.warm_start(self.built.model)
-        self.model = tuning.prepare(self.built.model, arguments.tune)
-        self.sliced = slices.install(self.model, arguments.tune.loss_slice)
+        self.model = tuning.prepare(self.built.model, arguments.tune, arguments.model.head)
+        self.sliced = self._ready_loss()
         self.signals = StopOnSignal()
         self.before: dict[str, Any] = {}
         self.trainer = self._trainer()
@@ -118,6 +124,11 @@ class Run:
 
     # --------------------------------------------------------------------------------------------------------------------
 
+    def _ready_loss(self) -> slices.SlicedLoss | None:
+        if self.arguments.model.head != "causal":
+            raise BadOption("fine-tuning predicts the next token: set head: causal, or distill (recipes/distill.py)")
+        return slices.install(self.model, self.arguments.tune.loss_slice)
+
     def _load_data(self) -> packing.Data:
         data, built = self.arguments.data, self.built
         base = data.base_length or built.trained_length
@@ -131,16 +142,22 @@ class Run:
         tokens = plan.rows(args) * self.arguments.data.sequence_length
         metrics = MetricsFile(self.folder / "metrics.jsonl", tokens)
         grafts = graft.schedule(tune, self.model, self.arguments.model.stack, self._say)
-        trainer = PatchTrainer(
+        trainer = self._trainer_class()(
             model=self.model,
             args=args,
-            data_collator=packing.collate,
+            data_collator=self._collate,
             train_dataset=self.data.train,
             eval_dataset=self.data.windows,
             callbacks=[OnBegin(self._begin), *grafts, metrics, self.signals],
         )
         trainer.warmup, trainer.warmup_steps = tune.length_warmup, tune.length_warmup_steps
         return trainer
+
+    def _trainer_class(self) -> Callable[..., PatchTrainer]:
+        return PatchTrainer
+
+    def _collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return packing.collate(examples)
 
     def _check(self) -> None:
         """What does not go together, before anything is computed."""

@@ -44,20 +44,26 @@ def build(arguments: ModelArguments, *, patched: bool = True) -> Built:
 
 
 def _load(path: str, arguments: ModelArguments) -> Any:
-    from transformers import AutoModelForCausalLM
-
     extra = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
-    return pospatch.from_pretrained(AutoModelForCausalLM, path, dtype=getattr(torch, arguments.dtype), **extra)
+    return pospatch.from_pretrained(_auto(arguments), path, dtype=getattr(torch, arguments.dtype), **extra)
+
+
+def _auto(arguments: ModelArguments) -> Any:
+    """The class that loads a model with the head that was asked for."""
+    import transformers
+
+    names = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "encoder": "AutoModel"}
+    return getattr(transformers, names[arguments.head])
 
 
 def _random(spec: dict[str, Any], arguments: ModelArguments) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if not isinstance(spec.get("model_type"), str):
         raise BadOptionType(f"a model given as a mapping needs model_type, got {spec!r}")
     extra = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     config = AutoConfig.for_model(**spec)
-    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, arguments.dtype), **extra)
+    return _auto(arguments).from_config(config, dtype=getattr(torch, arguments.dtype), **extra)
 
 
 def tokenizer_for(arguments: ModelArguments, model: Any) -> Any:
@@ -80,7 +86,7 @@ def tokenizer_for(arguments: ModelArguments, model: Any) -> Any:
     return tokenizer
 
 
-def prepare(model: Any, arguments: TuneArguments) -> Any:
+def prepare(model: Any, arguments: TuneArguments, head: str = "causal") -> Any:
     """Make the right tensors trainable; with `lora` and its kin the result is a peft model around the same one.
 
     Raises:
@@ -90,7 +96,7 @@ def prepare(model: Any, arguments: TuneArguments) -> Any:
         return model
     own = own_tensors(model)
     if arguments.tuning.startswith("lora"):
-        model = _with_lora(model, arguments)
+        model = _with_lora(model, arguments, head)
     elif not own:
         raise BadOption("tuning: patch trains the patch's own tensors, and this one has none; use lora or full")
     else:
@@ -108,12 +114,12 @@ def own_tensors(model: Any) -> dict[str, nn.Parameter]:
     return {name: value for name, value in unwrap(model).named_parameters() if id(value) in made}
 
 
-def _with_lora(model: Any, arguments: TuneArguments) -> Any:
+def _with_lora(model: Any, arguments: TuneArguments, head: str) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
     names, whole = arguments.lora_target, arguments.tuning == "lora_embed_norm"
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if head == "causal" else None,
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=arguments.lora_dropout,
