@@ -42,7 +42,7 @@ _RUNS: dict[str, dict[str, Any]] = {
         "tuning": "lora",
     },
     "masked": {"model": _BERT, "head": "masked", "patch": "alibi", "mask_share": 0.0, "warm_start": True},
-    "encoder": {"model": _BERT, "head": "encoder", "patch": "rope", "warm_start": True},
+    "encoder": {"model": _BERT, "head": "encoder", "patch": "rope", "warm_start": True, "documents": "padded"},
 }
 
 
@@ -100,6 +100,12 @@ def test_distances_are_those_of_their_formulas() -> None:
     wanted = (ours - theirs).double().square().sum() / theirs.double().square().sum()
     assert distance(student, teacher, DistillArguments(match="hidden")) == pytest.approx(float(wanted), rel=1e-5)
     assert distance(teacher, teacher, DistillArguments(match="hidden")) == 0
+    real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    for match in ("hidden", "logits"):
+        cut = [SimpleNamespace(logits=x[:, :3], last_hidden_state=x[:, :3]) for x in (ours, theirs)]
+        whole = [SimpleNamespace(logits=x, last_hidden_state=x) for x in (ours, theirs)]
+        options = DistillArguments(match=match)  # type: ignore[arg-type]
+        assert distance(*whole, options, real) == pytest.approx(float(distance(*cut, options)), rel=1e-5)
 
 
 def test_masks_hang_on_the_row_alone_and_spare_what_is_fixed() -> None:

@@ -97,7 +97,7 @@ TEXT = "abcdefg\n\nhijkl\n\n\n\nmnopqrstuvwxyz\n\n01"
 
 def _rows(**changes: Any) -> dict[str, Any]:
     made = rows(BYTES, TEXT, DataArguments(**{"sequence_length": 6, **changes}))
-    made["text"] = ["".join(chr(token - 3) for token in row) for row in made["input_ids"].tolist()]
+    made["text"] = ["".join(chr(token - 3) for token in row if token > 2) for row in made["input_ids"].tolist()]
     return made
 
 
@@ -121,6 +121,13 @@ def test_sliding_rows_lie_within_documents() -> None:
         _rows(documents="packed", sequence_length=50)
 
 
+def test_padded_rows_are_documents_or_pieces_of_them() -> None:
+    made = _rows(documents="padded")
+    assert made["text"] == ["abcdef", "g", "hijkl", "mnopqr", "stuvwx", "yz", "01"]
+    assert made["attention_mask"].sum(dim=1).tolist() == [len(text) for text in made["text"]]
+    assert torch.equal(made["labels"] == -100, made["attention_mask"] == 0)
+
+
 def test_train_tokens_bound_documents_too() -> None:
     assert _rows(documents="packed", train_tokens=15)["text"] == ["abcdef", "ghijkl"]
 
@@ -136,7 +143,9 @@ def test_the_record_says_how_documents_met(tmp_path: Path) -> None:
 # runs ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{"documents": "packed"}, {"documents": "sliding", "stride": 24}])
+@pytest.mark.parametrize(
+    "changes", [{"documents": "packed"}, {"documents": "sliding", "stride": 24}, {"documents": "padded"}]
+)
 def test_a_run_learns_from_documents(tmp_path: Path, changes: dict[str, Any]) -> None:
     run(parse(["--config", str(_config(tmp_path, patch="alibi", max_steps=4, train_tokens=20000, **changes))]))
     losses = _losses(tmp_path / "out")

@@ -25,17 +25,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     carry_out(lambda: run(parse(argv, distill=True), DistillRun))
 
 
-def distance(student: Any, teacher: Any, arguments: DistillArguments) -> Tensor:
-    """How far the student's output is from the teacher's, a mean over tokens.
+def distance(student: Any, teacher: Any, arguments: DistillArguments, real: Tensor | None = None) -> Tensor:
+    """How far the student's output is from the teacher's, a mean over tokens; `real` (batch, length) is 0 at pads.
 
     logits: T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats; hidden: |student - teacher|^2 / |teacher|^2.
     """
     if arguments.match == "hidden":
         ours, theirs = (_hidden(output).float() for output in (student, teacher))
-        return (ours - theirs).square().sum(-1).mean() / theirs.square().sum(-1).mean()
+        return _mean((ours - theirs).square().sum(-1), real) / _mean(theirs.square().sum(-1), real)
     ours, theirs = ((output.logits.float() / arguments.temperature).log_softmax(-1) for output in (student, teacher))
     each = nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-    return arguments.temperature**2 * each.mean()
+    return arguments.temperature**2 * _mean(each, real)
+
+
+def _mean(each: Tensor, real: Tensor | None) -> Tensor:
+    return each.mean() if real is None else (each * real).sum() / real.sum()
 
 
 def _hidden(output: Any) -> Tensor:
@@ -72,7 +76,7 @@ class DistillTrainer(PatchTrainer):
         student = model(**inputs, **extra)
         with torch.no_grad():
             teacher = self.teacher(**inputs, **extra)
-        loss = distance(student, teacher, self.distill)
+        loss = distance(student, teacher, self.distill, inputs.get("attention_mask"))
         return (loss, student) if return_outputs else loss
 
 

@@ -1,4 +1,4 @@
-"""Training sequences from a text: cut wherever they end, whole documents packed into rows, or rows within documents."""
+"""Training sequences from a text: cut wherever they end; documents packed into rows; rows within documents; one a row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from pospatch.training.options import DataArguments
 
 __all__ = ["Rows", "frame", "rows"]
 
-Rows = dict[str, Tensor]  # each (rows, length): input_ids; where documents are packed position_ids and labels too
+Rows = dict[
+    str, Tensor
+]  # each (rows, length): input_ids; position_ids, attention_mask and labels where they are needed
 _UNSCORED = -100
 
 
@@ -29,6 +31,8 @@ def rows(tokenizer: Any, text: str, arguments: DataArguments) -> Rows:
     if arguments.documents == "concat":
         return _concatenated(tokenizer, text, length, wanted)
     documents = _documents(tokenizer, text, arguments)
+    if arguments.documents == "padded":
+        return _padded(documents, length, getattr(tokenizer, "pad_token_id", None) or 0, *frame(tokenizer))
     if arguments.documents == "packed":
         return _packed(documents, length)
     return _sliding(documents, length, arguments.stride or length)
@@ -84,6 +88,20 @@ def _packed(documents: list[Tensor], length: int) -> Rows:
     place = torch.arange(length).expand(count, -1)
     positions = place - torch.where(starts, place, 0).cummax(dim=1).values
     return {"input_ids": ids, "position_ids": positions, "labels": ids.masked_fill(starts, _UNSCORED)}
+
+
+def _padded(documents: list[Tensor], length: int, pad: int, head: Tensor, tail: Tensor) -> Rows:
+    """One document a row; of a longer one each piece stands in the frame of a document."""
+    body, rows = length - len(head) - len(tail), []
+    for each in documents:
+        inner = each[len(head) : len(each) - len(tail)]
+        rows += [torch.cat([head, piece, tail]) for piece in inner.split(body)]
+    if not rows:
+        raise BadOption("the text has no document that is not empty")
+    ids, mask = (torch.full((len(rows), length), fill, dtype=torch.long) for fill in (pad, 0))
+    for index, row in enumerate(rows):
+        ids[index, : len(row)], mask[index, : len(row)] = row, 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, _UNSCORED)}
 
 
 def _sliding(documents: list[Tensor], length: int, stride: int) -> Rows:

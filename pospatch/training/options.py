@@ -66,7 +66,8 @@ class DataArguments:
         sequence_length: of a training sequence.
         documents: `concat`: the text is cut into sequences wherever they end; `packed`: whole documents share a sequence,
             positions start again and none sees another; `sliding`: a sequence lies within one document, and the next one
-            `stride` tokens further. Long contexts are learnt from whole texts: `concat` or `sliding`.
+            `stride` tokens further; `padded`: a sequence is one document, or a piece of one, padded to its length, as sentence
+            encoders read. Long contexts are learnt from whole texts: `concat` or `sliding`.
         separator: between two documents of the text; default: an empty line.
         stride: tokens, for `sliding`; default: sequence_length.
         held_out: share of the text's characters, at its end, that is never trained on and serves evaluation.
@@ -79,7 +80,7 @@ class DataArguments:
 
     text: str = field(default="kjv", metadata={"help": "name of a pospatch text, or a path to a UTF-8 file"})
     sequence_length: int = field(default=2048, metadata={"help": "tokens of a training sequence"})
-    documents: Literal["concat", "packed", "sliding"] = field(
+    documents: Literal["concat", "packed", "sliding", "padded"] = field(
         default="concat", metadata={"help": "how documents and sequences meet"}
     )
     separator: str = field(default="\n\n", metadata={"help": "between two documents"})

@@ -183,13 +183,11 @@ class Run:
         if self.checkpoint is not None:
             start = resume.start(Path(self.checkpoint), facts)
         else:
-            began = time.monotonic()
-            before = self._evaluate("before training")
-            tokens = sum(each["length"] for each in before.values()) * self.data.record["evaluation"]["windows"]
-            start = {**facts, "before": before, "seconds_per_token": (time.monotonic() - began) / tokens}
+            start = {**facts, "before": self._evaluate("before training")}
         self.before = start["before"]
-        steps = self.trainer.state.max_steps - self.trainer.state.global_step
-        self._say(plan.seconds(self.arguments, steps, start["seconds_per_token"]))
+        if self.scheme not in ("ring", "ulysses"):  # whose batches accelerate cuts
+            steps = self.trainer.state.max_steps - self.trainer.state.global_step
+            self._say(plan.seconds(self.arguments, steps, measure.pace(self.trainer)))
         self._write(resume.START, start)
         if self.main:
             (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
