@@ -124,6 +124,9 @@ def test_grafts_that_cannot_be(tmp_path: Path) -> None:
         graft.SwapAtStep(tiny.build("llama"), [("t5_bias", {})], 2, print)
     with pytest.raises(BadOption, match="needs a patch"):
         graft.schedule(TuneArguments(graft="fade", graft_steps=2), tiny.build("llama"), [], print)
+    later = {"patch": {"method": "dynamic_ntk", "factor": 2.0}, "graft": "at_step", "graft_steps": 2}
+    with pytest.raises(UnsupportedHost, match="dynamic_ntk cannot be trained under packing"):
+        _run(tmp_path / "packed", documents="packed", **later)
     with pytest.raises(BadOption, match="ends after 6 steps"):
         _run(tmp_path, patch="nope", graft="at_step", graft_steps=6)
 

@@ -7,13 +7,14 @@ DDP. What was asked for stands in the flags of the run and in the environment th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, SeamChanged, UnsupportedHost
 from pospatch.methods._base import Rotary
-from pospatch.methods._shards import refusal
+from pospatch.methods._shards import TEXT, refusal
+from pospatch.registry import build
 
 __all__ = ["asked", "check", "check_count", "check_patch", "check_wrapped", "running"]
 
@@ -99,21 +100,23 @@ def check_wrapped(wrapped: Any, scheme: str) -> None:
         )
 
 
-def check_patch(model: Any, scheme: str) -> None:
-    """Raise where what stands on a model would compute something else under a scheme, or for packed documents, than alone.
+def check_patch(model: Any, scheme: str, coming: Sequence[tuple[str, dict[str, Any]]] = ()) -> None:
+    """Raise where what stands on a model, or is coming, would compute something else under a scheme than alone; packed documents
+    are one.
 
     Raises:
         UnsupportedHost: naming the method and the reason.
     """
     patch = patch_of(model)
-    for method in patch.stack if patch is not None else []:
-        for geometry in patch.layers.values() if patch is not None else ():
-            if why := refusal(method, scheme, geometry):
-                instead = (
-                    "keep documents apart" if scheme == "packing" else "share the work by DDP, FSDP or DeepSpeed's ZeRO"
-                )
-                raise UnsupportedHost(f"{method.name} cannot be trained under {scheme}: it {why}; {instead}")
-    if scheme in ("ring", "ulysses", "packing") and not (patch and any(isinstance(m, Rotary) for m in patch.stack)):
+    stack = patch.stack if patch is not None else []
+    layers = [*patch.layers.values()] if patch is not None else [TEXT]
+    for method in (*stack, *(build(name, **options) for name, options in coming)):
+        if why := next(filter(None, (refusal(method, scheme, geometry) for geometry in layers)), None):
+            instead = (
+                "keep documents apart" if scheme == "packing" else "share the work by DDP, FSDP or DeepSpeed's ZeRO"
+            )
+            raise UnsupportedHost(f"{method.name} cannot be trained under {scheme}: it {why}; {instead}")
+    if scheme in ("ring", "ulysses", "packing") and not any(isinstance(method, Rotary) for method in stack):
         _check_own_rule(unwrap(model).config.get_text_config(), scheme)
 
 

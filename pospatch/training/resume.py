@@ -16,7 +16,7 @@ __all__ = ["START", "checkpoint", "start"]
 
 START = "start.json"  # what was there before the first step
 _CHANGEABLE = {  # what a resumed run may have different without computing anything else
-    "resume", "num_processes", "output_dir", "logging_steps", "save_steps", "save_strategy", "save_total_limit",
+    "resume", "num_processes", "parallel", "output_dir", "logging_steps", "save_steps", "save_strategy", "save_total_limit",
     "report_to", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "loss_slice", "logging_first_step",
 }  # fmt: skip
 

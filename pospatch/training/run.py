@@ -161,9 +161,10 @@ class Run:
 
     def _check(self) -> None:
         """What does not go together, before anything is computed."""
-        processes.check_patch(self.model, self.scheme)
+        coming = self.arguments.model.stack if self.arguments.tune.graft == "at_step" else []
+        processes.check_patch(self.model, self.scheme, coming)
         if self.arguments.data.documents == "packed":
-            processes.check_patch(self.model, "packing")
+            processes.check_patch(self.model, "packing", coming)
             if self.scheme in ("ring", "ulysses"):
                 raise BadOption(
                     f"{self.scheme} drops the mask between packed documents; set documents: sliding or concat"
@@ -212,7 +213,8 @@ class Run:
                 model.save_pretrained(folder / "adapter")
                 save_patch(model, folder / "adapter")
             model = model.merge_and_unload()
-        model.config.use_cache = self.use_cache  # the Trainer switches it off
+        if self.use_cache is not None:
+            model.config.use_cache = self.use_cache  # the Trainer switches it off
         if self.main:
             model.save_pretrained(folder / "model", state_dict=state)
             self.built.tokenizer.save_pretrained(folder / "model")
