@@ -112,6 +112,8 @@ def methods(model: Any = None) -> dict[str, dict[str, Any]]:
 
 
 def _entry(name: str) -> dict[str, Any]:
+    from pospatch.methods._shards import allowed
+
     method = registry.method_class(name)
     return {
         "family": method.family,
@@ -119,6 +121,7 @@ def _entry(name: str) -> dict[str, Any]:
         "needs": method.needs,
         "causal_only": method.causal_only,
         "exact_decode": method.exact_decode,
+        "scales": allowed(method),
         "source": method.source,
         "summary": _summary(method.__doc__ or ""),
     }
@@ -132,9 +135,12 @@ def _summary(doc: str) -> str:
 def catalogue_markdown() -> str:
     """The catalogue as a Markdown table, sorted by family; the README holds exactly this."""
     by_family = sorted(methods().items(), key=lambda item: (item[1]["family"], item[0]))
-    columns = ("family", "summary", "site", "needs", "source")
-    rows = [[f"`{name}`", *(entry[column] for column in columns)] for name, entry in by_family]
-    return _markdown(["method", "family", "what it does", "site", "needs", "source"], rows)
+    columns = ("family", "summary", "site", "needs")
+    rows = [
+        [f"`{name}`", *(entry[column] for column in columns), ", ".join(entry["scales"]), entry["source"]]
+        for name, entry in by_family
+    ]
+    return _markdown(["method", "family", "what it does", "site", "needs", "trains under", "source"], rows)
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -24,7 +24,7 @@ MACHINES = sorted((RECIPES / "accelerate").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_run_is_valid_seeded_and_documented(path: Path) -> None:
-    arguments = parse(["--config", str(path), "--use_cpu", "true"])
+    arguments = parse(["--config", str(path), "--use_cpu", "true"], distill=path.stem.endswith("-distill"))
     assert arguments.model.stack
     assert "seed" in yaml.safe_load(path.read_text())
     assert Path(str(arguments.training.output_dir)) == Path("runs") / path.stem

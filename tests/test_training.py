@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer
 import pospatch
 from pospatch.errors import BadOption, BadOptionType, CheckpointError, UnknownName, UnsupportedHost
 from pospatch.training import loss, tuning
-from pospatch.training.arguments import DataArguments, TuneArguments, parse
+from pospatch.training.arguments import parse
 from pospatch.training.callbacks import MetricsFile
 from pospatch.training.data import load
+from pospatch.training.options import DataArguments, TuneArguments
 from pospatch.training.run import run
 from tests import tiny
 

@@ -77,8 +77,16 @@ def _turned(
     if seen is not None:
         state = state.masked_fill(~seen[:, None, :, None], 0.0)
     weights, geometry = call.state.weights_of("score"), call.state.geometry
-    angles = running_sums(method.angles(state, weights, geometry), seen)
+    angles = running_sums(method.angles(state, weights, geometry, _documents(call)), seen)
     return turned(query, _own(call, angles, query.shape[2])), turned(key, angles)
+
+
+def _documents(call: Call) -> Tensor | None:
+    """The number of each token's document (batch or 1, key): positions that do not count up by one start another."""
+    if call.cache is not None:
+        return None
+    starts = call.true[:, 1:] != call.true[:, :-1] + 1
+    return torch.nn.functional.pad(starts.long().cumsum(dim=1), (1, 0))
 
 
 def _summed(

@@ -523,9 +523,10 @@ class SummedRotation(Contextual):
         """What each token's angles are made from, (batch, kv_heads, length, c) float32."""
         raise NotImplementedError
 
-    def angles(self, state: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+    def angles(self, state: Tensor, weights: Weights, geometry: Geometry, documents: Tensor | None = None) -> Tensor:
         """The angle in radians that each token adds to the rotation of it and all later ones, (batch, kv_heads, length,
-        head_dim / 2), from the states of consecutive tokens; those of pads are zero."""
+        head_dim / 2), from the states of consecutive tokens; those of pads are zero. `documents` (batch or 1, length) tells
+        packed documents apart, which must not reach into each other; None where there is one."""
         return state
 
 

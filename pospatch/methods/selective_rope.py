@@ -104,13 +104,17 @@ class SelectiveRoPE(SummedRotation):
         gate = linear(y, weights["gate"], weights["gate_bias"]).sigmoid()
         return torch.cat((phi, gate.transpose(1, 2)[..., None]), dim=-1)
 
-    def angles(self, state: Tensor, weights: Weights, geometry: Geometry) -> Tensor:
+    def angles(self, state: Tensor, weights: Weights, geometry: Geometry, documents: Tensor | None = None) -> Tensor:
         half = geometry.head_dim // 2
         phi = state[..., :half].float()
         taps, length = self.taps(geometry), phi.shape[2]
         conv = weights["conv"].float().unflatten(0, (geometry.kv_heads, half))
         padded = pad(phi, (0, 0, taps - 1, 0))
         shifted = [padded[:, :, tap : tap + length] * conv[:, None, :, tap] for tap in range(taps)]
+        if documents is not None:
+            before = pad(documents, (taps - 1, 0), value=-1)
+            own = [before[:, tap : tap + length] == documents for tap in range(taps)]
+            shifted = [each * same[:, None, :, None] for each, same in zip(shifted, own, strict=True)]
         phi = torch.stack(shifted).sum(dim=0) if taps > 1 else shifted[0]
         if self.gate:
             phi = phi * state[..., half:].float()

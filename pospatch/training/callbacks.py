@@ -6,6 +6,7 @@ import json
 import math
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-__all__ = ["MetricsFile", "StopOnSignal"]
+__all__ = ["MetricsFile", "OnBegin", "StopOnSignal"]
 
 
 class MetricsFile(TrainerCallback):
@@ -68,6 +69,16 @@ def _peak_memory() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+class OnBegin(TrainerCallback):
+    """Calls a function when the model is wrapped and loaded, before the first step."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.function()
 
 
 class StopOnSignal(TrainerCallback):

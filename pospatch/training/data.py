@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from pospatch.errors import BadOption
-from pospatch.evaluate._tokens import encode, text_tokens
-from pospatch.training.arguments import DataArguments
+from pospatch.evaluate._tokens import text_tokens
+from pospatch.training.documents import frame, rows
+from pospatch.training.options import DataArguments
 
 __all__ = ["Data", "collate", "load"]
 
@@ -41,7 +42,8 @@ def load(arguments: DataArguments, tokenizer: Any, base_length: int, target_leng
 
     text = assets.text(arguments.text)
     cut = len(text) - int(len(text) * arguments.held_out)
-    sequences = _sequences(tokenizer, text[:cut], arguments)
+    train = rows(tokenizer, text[:cut], arguments)
+    sequences = train["input_ids"]
     lengths = {"base": base_length, "target": target_length}
     if arguments.eval_last >= min(lengths.values()):
         raise BadOption(f"eval_last must be below the shortest evaluated length, got {arguments.eval_last}: {lengths}")
@@ -51,26 +53,12 @@ def load(arguments: DataArguments, tokenizer: Any, base_length: int, target_leng
         "sha256": hashlib.sha256(text.encode()).hexdigest(),
         "sequences": len(sequences),
         "sequence_length": arguments.sequence_length,
+        "documents": arguments.documents,
         "tokens_sha256": hashlib.sha256(sequences.numpy().tobytes()).hexdigest(),
         "evaluation": {"protocol": "last_k", "k": arguments.eval_last, "windows": arguments.eval_windows, **lengths},
     }
-    train = Dataset.from_dict({"input_ids": sequences.numpy()}).with_format("torch")
-    return Data(train=train, windows=windows, record=record)
-
-
-def _sequences(tokenizer: Any, text: str, arguments: DataArguments) -> torch.Tensor:
-    """Token ids (sequences, length), cut one after the other; what is left over at the end is dropped."""
-    length = arguments.sequence_length
-    wanted = arguments.train_tokens
-    if wanted is not None and wanted < length:
-        raise BadOption(f"train_tokens {wanted} is less than one sequence of {length}: raise it or drop it")
-    tokens = text_tokens(tokenizer, text, wanted or length)
-    prefix = tokens.prefix
-    ids = tokens.ids if wanted is not None else torch.tensor(encode(tokenizer, text))
-    body = length - len(prefix)
-    rows = ids[: len(ids) // body * body].view(-1, body)
-    head = torch.tensor(prefix, dtype=rows.dtype).expand(len(rows), len(prefix))
-    return torch.cat([head, rows], dim=1)
+    dataset = Dataset.from_dict({name: each.numpy() for name, each in train.items()}).with_format("torch")
+    return Data(train=dataset, windows=windows, record=record)
 
 
 def _windows(tokenizer: Any, text: str, arguments: DataArguments, lengths: dict[str, int]) -> dict[str, Any]:
@@ -79,17 +67,18 @@ def _windows(tokenizer: Any, text: str, arguments: DataArguments, lengths: dict[
     longest, count = max(lengths.values()), arguments.eval_windows
     tokens = text_tokens(tokenizer, text, longest + arguments.eval_last * (count - 1))
     ends = [longest + arguments.eval_last * index for index in range(count)]
+    head, tail = frame(tokenizer)
     made = {}
     for name, length in lengths.items():
-        ids = torch.cat([tokens.window(end - length, end) for end in ends])
+        bodies = [tokens.ids[end - length : end - len(head) - len(tail)] for end in ends]
+        ids = torch.stack([torch.cat([head, body, tail]) for body in bodies])
         labels = ids.clone()
         labels[:, : -arguments.eval_last] = _UNSCORED
         made[name] = Dataset.from_dict({"input_ids": ids.numpy(), "labels": labels.numpy()}).with_format("torch")
     return made
 
 
-def collate(rows: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def collate(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     """Stack sequences; where no labels are given every token is one."""
-    ids = torch.stack([row["input_ids"] for row in rows])
-    labels = torch.stack([row.get("labels", row["input_ids"]) for row in rows])
-    return {"input_ids": ids, "labels": labels}
+    batch = {name: torch.stack([each[name] for each in examples]) for name in examples[0]}
+    return {**batch, "labels": batch.get("labels", batch["input_ids"])}

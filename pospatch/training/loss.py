@@ -62,18 +62,20 @@ class SlicedLoss:
         input_ids: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """The model's output; with labels (batch, length; -100 is not scored) its `loss` in nats a token, and no logits.
 
-        The loss is the mean over the scored tokens, or their sum divided by `num_items_in_batch`.
+        The loss is the mean over the scored tokens, or their sum divided by `num_items_in_batch`. `shift_labels` are the
+        labels of the next tokens already, as they must be where a process holds a part of each sequence.
         """
         from transformers.modeling_outputs import CausalLMOutput
 
         if labels is None or input_ids is None:
-            return self._own(self.model, input_ids=input_ids, labels=labels, **kwargs)
+            return self._own(self.model, input_ids=input_ids, labels=labels, shift_labels=shift_labels, **kwargs)
         output = self._hidden(input_ids, kwargs)
-        targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
+        targets = nn.functional.pad(labels[:, 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
         total = torch.zeros((), device=input_ids.device)
         for start in range(0, input_ids.shape[1], self.size):
             piece = slice(start, start + self.size)

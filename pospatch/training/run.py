@@ -3,46 +3,43 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from transformers import Trainer, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
+from transformers import set_seed
 
-from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, PospatchError
 from pospatch.training import data as packing
+from pospatch.training import graft, measure, plan, probe, processes, resume, tuning
 from pospatch.training import loss as slices
-from pospatch.training import tuning
 from pospatch.training.arguments import Arguments, parse
-from pospatch.training.callbacks import MetricsFile, StopOnSignal
+from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal
+from pospatch.training.trainer import PatchTrainer, save_patch
 
-__all__ = ["main", "run"]
-
-_CHANGEABLE = {  # what a resumed run may have different without computing anything else
-    "resume", "num_processes", "output_dir", "logging_steps", "save_steps", "save_strategy", "save_total_limit",
-    "report_to", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "loss_slice", "logging_first_step",
-}  # fmt: skip
+__all__ = ["Run", "carry_out", "main", "run"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run from flags; prints an error of pospatch as one line and ends with 2, an interrupted run with 128 + its signal."""
+    """Run from flags."""
+    carry_out(lambda: run(parse(argv)))
+
+
+def carry_out(what: Callable[[], dict[str, Any]]) -> None:
+    """A run as a program: an error of pospatch is one line, an interrupted run ends with 128 + its signal."""
     try:
-        ended = run(parse(argv))
+        ended = what()
     except PospatchError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     if ended.get("interrupted"):
         sys.exit(128 + ended["interrupted"])
 
 
-def run(arguments: Arguments) -> dict[str, Any]:
+def run(arguments: Arguments, kind: type[Run] | None = None) -> dict[str, Any]:
     """Carry a run out; returns what results.json holds.
 
     Raises:
@@ -51,81 +48,45 @@ def run(arguments: Arguments) -> dict[str, Any]:
     if arguments.run.print_config:
         print(arguments.to_yaml(), end="")
         return {}
-    _check_processes(arguments)
+    processes.check_count(arguments.training.world_size, arguments.run.num_processes)
+    kind = kind or Run
     if not arguments.run.dry_run:
-        return _Run(arguments, Path(str(arguments.training.output_dir))).carry_out()
+        return kind(arguments, Path(str(arguments.training.output_dir))).carry_out()
     with tempfile.TemporaryDirectory() as folder:  # the Trainer insists on one
         arguments.training.output_dir = folder
-        return _Run(arguments, Path(folder)).rehearse()
+        return kind(arguments, Path(folder)).rehearse()
 
 
-def _check_processes(arguments: Arguments) -> None:
-    running, wanted = arguments.training.world_size, arguments.run.num_processes
-    if wanted is not None and running != wanted:
-        raise BadOption(
-            f"num_processes is {wanted} and {running} are running: accelerate starts one process on a CPU whatever its file "
-            f"says; use torchrun --nproc_per_node {wanted}, or set num_processes to {running}"
-        )
-
-
-class _Trainer(Trainer):
-    """Saves and loads the patch's own tensors beside an adapter or a model."""
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and not self.is_fsdp_enabled:
-            _save_patch(self.model, Path(output_dir or str(self.args.output_dir)))
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        path = Path(resume_from_checkpoint) / _TENSORS
-        if path.is_file() and not self.is_fsdp_enabled:  # whose own checkpoint holds every weight
-            tuning.load_tensors(self.model if model is None else model, path)
-
-
-_TENSORS = "trained_patch.safetensors"
-_START = "start.json"  # what was there before the first step
-
-
-def _save_patch(model: Any, folder: Path) -> None:
-    """The patch's tensors by their names in the unwrapped model, and its record: an adapter holds neither."""
-    from safetensors.torch import save_file
-
-    own = {name: value.detach().cpu().contiguous() for name, value in tuning.own_tensors(model).items()}
-    if own:
-        save_file(own, folder / _TENSORS, metadata={"format": "pt"})
-    if patch_of(model) is not None:
-        (folder / "pospatch.json").write_text(json.dumps(unwrap(model).config.pospatch, indent=2) + "\n")
-
-
-class _Run:
+class Run:
     """The steps, in order."""
 
     def __init__(self, arguments: Arguments, folder: Path) -> None:
         self.arguments, self.folder = arguments, folder
         self.begun = time.monotonic()
-        self.checkpoint = _checkpoint(arguments, folder)
+        self.checkpoint = resume.checkpoint(arguments, folder)
         args = arguments.training
         self.main = args.process_index == 0
         set_seed(args.seed)
         with args.main_process_first(desc="fetching the model and the text"):
-            self.built = tuning.build(arguments.model)
+            self.built = tuning.build(arguments.model, patched=arguments.tune.graft != "at_step")
             self.data = self._load_data()
-        self.use_cache = self.built.model.config.use_cache
+        self.use_cache = getattr(self.built.model.config, "use_cache", None)
         set_seed(args.seed)  # the same start whether weights were drawn or loaded
-        self.model = tuning.prepare(self.built.model, arguments.tune)
-        self.sliced = slices.install(self.model, arguments.tune.loss_slice)
+        if arguments.tune.warm_start:
+            graft.warm_start(self.built.model)
+        self.model = tuning.prepare(self.built.model, arguments.tune, arguments.model.head)
+        self.sliced = self._ready_loss()
         self.signals = StopOnSignal()
+        self.before: dict[str, Any] = {}
         self.trainer = self._trainer()
-        if self.trainer.is_fsdp_enabled and arguments.tune.tuning != "full":
-            raise BadOption("FSDP shards the weights that LoRA is merged into: use DDP, or tuning: full")
+        self.scheme = processes.check(self.trainer.accelerator, arguments.run.parallel)
+        self._check()
 
     def carry_out(self) -> dict[str, Any]:
         """All of it."""
         self._say_plan()
-        before = self._before()
-        if self.main:
-            (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
+        if self.checkpoint is not None:
+            self._say(f"resuming from {self.checkpoint}")
         started = time.monotonic()
         try:
             self.trainer.train(resume_from_checkpoint=self.checkpoint)
@@ -140,12 +101,13 @@ class _Run:
             return {"interrupted": self.signals.caught, "steps": state.global_step}
         after = self._evaluate("after training")
         results: dict[str, Any] = {
-            "before": before,
+            "before": self.before,
             "after": after,
             "steps": state.global_step,
             "seconds": seconds,
             "seconds_in_all": round(time.monotonic() - self.begun, 2),
             "processes": self.arguments.training.world_size,
+            "parallel": self.scheme,
             "patch": [{"method": name, **options} for name, options in self.arguments.model.stack],
             "data": self.data.record,
             "checkpoint": str(self.folder / "model"),
@@ -157,9 +119,15 @@ class _Run:
     def rehearse(self) -> dict[str, Any]:
         """Say what would be done, and evaluate at both lengths."""
         self._say_plan()
+        self._probe()
         return {"before": self._evaluate("as it starts")}
 
     # --------------------------------------------------------------------------------------------------------------------
+
+    def _ready_loss(self) -> slices.SlicedLoss | None:
+        if self.arguments.model.head != "causal":
+            raise BadOption("fine-tuning predicts the next token: set head: causal, or distill (recipes/distill.py)")
+        return slices.install(self.model, self.arguments.tune.loss_slice)
 
     def _load_data(self) -> packing.Data:
         data, built = self.arguments.data, self.built
@@ -169,52 +137,69 @@ class _Run:
             raise BadOption("the model's config names no length: set base_length and target_length")
         return packing.load(data, built.tokenizer, base, target)
 
-    def _trainer(self) -> _Trainer:
-        args = self.arguments.training
-        accumulated = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        metrics = MetricsFile(self.folder / "metrics.jsonl", accumulated * self.arguments.data.sequence_length)
-        return _Trainer(
+    def _trainer(self) -> PatchTrainer:
+        args, tune = self.arguments.training, self.arguments.tune
+        tokens = plan.rows(args) * self.arguments.data.sequence_length
+        metrics = MetricsFile(self.folder / "metrics.jsonl", tokens)
+        grafts = graft.schedule(tune, self.model, self.arguments.model.stack, self._say)
+        trainer = self._trainer_class()(
             model=self.model,
             args=args,
-            data_collator=packing.collate,
+            data_collator=self._collate,
             train_dataset=self.data.train,
             eval_dataset=self.data.windows,
-            callbacks=[metrics, self.signals],
+            callbacks=[OnBegin(self._begin), *grafts, metrics, self.signals],
         )
+        trainer.warmup, trainer.warmup_steps = tune.length_warmup, tune.length_warmup_steps
+        return trainer
 
-    def _before(self) -> dict[str, Any]:
-        """Losses before the first step; a resumed run reads those of its own beginning."""
+    def _trainer_class(self) -> Callable[..., PatchTrainer]:
+        return PatchTrainer
+
+    def _collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        return packing.collate(examples)
+
+    def _check(self) -> None:
+        """What does not go together, before anything is computed."""
+        coming = self.arguments.model.stack if self.arguments.tune.graft == "at_step" else []
+        processes.check_patch(self.model, self.scheme, coming)
+        if self.arguments.data.documents == "packed":
+            processes.check_patch(self.model, "packing", coming)
+            if self.scheme in ("ring", "ulysses"):
+                raise BadOption(
+                    f"{self.scheme} drops the mask between packed documents; set documents: sliding or concat"
+                )
+        tune = self.arguments.tune
+        if self.trainer.is_fsdp_enabled and (tune.tuning != "full" or tune.graft != "swap"):
+            raise BadOption(
+                "FSDP shards the weights that LoRA and grafts change: use DDP, or tuning: full and graft: swap"
+            )
+
+    def _begin(self) -> None:
+        """Just before the first step, with the model as it will be trained: an evaluation earlier would keep accelerate from
+        wrapping it."""
+        processes.check_wrapped(self.trainer.model_wrapped, self.scheme)
+        self._probe()
         facts = {"processes": self.arguments.training.world_size, "data": self.data.record}
         if self.checkpoint is not None:
-            start: dict[str, Any] = json.loads((Path(self.checkpoint).parent / _START).read_text())
-            if changed := [name for name, value in facts.items() if start[name] != value]:
-                raise BadOption(
-                    f"{self.checkpoint} was made with another number of processes or other text: "
-                    + "; ".join(f"{name}: {start[name]!r} -> {facts[name]!r}" for name in changed)
-                )
+            start = resume.start(Path(self.checkpoint), facts)
         else:
             start = {**facts, "before": self._evaluate("before training")}
-        self._write(_START, start)
-        before: dict[str, Any] = start["before"]
-        return before
+        self.before = start["before"]
+        if self.scheme not in ("ring", "ulysses"):  # whose batches accelerate cuts
+            steps = self.trainer.state.max_steps - self.trainer.state.global_step
+            self._say(plan.seconds(self.arguments, steps, measure.pace(self.trainer)))
+        self._write(resume.START, start)
+        if self.main:
+            (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
+
+    def _probe(self) -> None:
+        if self.arguments.data.documents == "packed":
+            probe.check_documents(self.trainer.model, self.arguments.data.sequence_length)
+            self._say("packed documents: none sees another")
 
     def _evaluate(self, when: str) -> dict[str, Any]:
-        """Loss and perplexity of the same last tokens at the base and at the target length."""
-        found = {}
-        record = self.data.record["evaluation"]
-        for name, windows in self.data.windows.items():
-            loss = self.trainer.evaluate(windows, metric_key_prefix=f"{when.split()[0]}_{name}")
-            value = float(loss[f"{when.split()[0]}_{name}_loss"])
-            finite = math.isfinite(value)
-            found[name] = {
-                "length": record[name],
-                "loss": value if finite else None,
-                "perplexity": math.exp(value) if finite and value < 700 else None,
-                "n": record["k"] * record["windows"],
-            }
-            shown = f"loss {value:.4f}, perplexity {math.exp(min(value, 700)):.2f}"
-            self._say(f"{when}, {name} length {record[name]}: {shown} (last {record['k']} tokens)")
-        return found
+        return measure.evaluate(self.trainer, self.data, when, self._say)
 
     def _save(self) -> None:
         """The model as `from_pretrained` reads it, in `model`; with LoRA merged, and the adapter alone in `adapter`."""
@@ -223,12 +208,13 @@ class _Run:
         trainer, folder = self.trainer, self.folder
         model = trainer.accelerator.unwrap_model(trainer.model)
         state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
-        if self.arguments.tune.tuning == "lora":
+        if self.arguments.tune.tuning.startswith("lora"):
             if self.main:
                 model.save_pretrained(folder / "adapter")
-                _save_patch(model, folder / "adapter")
+                save_patch(model, folder / "adapter")
             model = model.merge_and_unload()
-        model.config.use_cache = self.use_cache  # the Trainer switches it off
+        if self.use_cache is not None:
+            model.config.use_cache = self.use_cache  # the Trainer switches it off
         if self.main:
             model.save_pretrained(folder / "model", state_dict=state)
             self.built.tokenizer.save_pretrained(folder / "model")
@@ -236,21 +222,8 @@ class _Run:
         self._say(f"saved {folder / 'model'}")
 
     def _say_plan(self) -> None:
-        args, data = self.arguments.training, self.data.record
-        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        every = sum(p.numel() for p in self.model.parameters())
-        stack = [f"{name}({options})" for name, options in self.arguments.model.stack]
-        self._say(
-            f"processes: {args.world_size} ({args.parallel_mode.value}), device {args.device}, bf16 {bool(args.bf16)}"
-        )
-        self._say(f"model: {type(unwrap(self.model)).__name__}, patch: {' + '.join(stack) or 'none'}")
-        self._say(f"tuning: {self.arguments.tune.tuning}, {trained:,} of {every:,} numbers are trained")
-        self._say(
-            f"data: {data['text']}, {data['sequences']} sequences of {data['sequence_length']} tokens; a step takes "
-            f"{args.train_batch_size * args.gradient_accumulation_steps * args.world_size}"
-        )
-        if self.checkpoint is not None:
-            self._say(f"resuming from {self.checkpoint}")
+        for line in plan.lines(self.arguments, self.model, self.data.record, self.scheme):
+            self._say(line)
 
     def _say(self, line: str) -> None:
         if self.main:
@@ -261,51 +234,3 @@ class _Run:
             temporary = self.folder / f".{name}"
             temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
             os.replace(temporary, self.folder / name)
-
-
-def _checkpoint(arguments: Arguments, folder: Path) -> str | None:
-    """The checkpoint to go on from, after checking that it belongs to the same run."""
-    resume = arguments.run.resume
-    last = _last_whole(folder)
-    if resume == "never" and last is not None:
-        raise BadOption(f"resume: never, and {folder} holds {Path(last).name}: give another output_dir or delete it")
-    if resume in ("auto", "never"):
-        chosen = last
-    elif Path(resume).is_dir():
-        chosen = resume
-    else:
-        raise BadOption(f"resume must be auto, never or a checkpoint folder, got {resume!r}")
-    if chosen is not None:
-        _same_run(arguments.config, Path(chosen).parent / "config.yaml")
-    return chosen
-
-
-def _last_whole(folder: Path) -> str | None:
-    """The last checkpoint that was written to its end: the Trainer's state is its last file, and no JSON where a kill cut it."""
-    found = {path: path.name.removeprefix("checkpoint-") for path in folder.glob("checkpoint-*")}
-    for path in sorted(
-        (path for path, step in found.items() if step.isdigit()), key=lambda p: int(found[p]), reverse=True
-    ):
-        try:
-            json.loads((path / TRAINER_STATE_NAME).read_text())
-        except (OSError, ValueError):
-            continue
-        return str(path)
-    return None
-
-
-def _same_run(config: dict[str, Any], path: Path) -> None:
-    for needed in (path, path.with_name(_START)):
-        if not needed.is_file():
-            raise BadOption(f"{needed} is missing, so it cannot be told whether the checkpoint belongs to this run")
-    old = yaml.safe_load(path.read_text())
-    changed = [
-        f"{name}: {old.get(name)!r} -> {config.get(name)!r}"
-        for name in sorted({*old, *config} - _CHANGEABLE)
-        if old.get(name) != config.get(name)
-    ]
-    if changed:
-        raise BadOption(
-            f"the checkpoint beside {path} was made with other settings ({'; '.join(changed)}): "
-            "give another output_dir, or the same settings"
-        )

@@ -12,7 +12,7 @@ import pospatch
 from pospatch import assets
 from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, BadOptionType, CheckpointError
-from pospatch.training.arguments import ModelArguments, TuneArguments, _structure
+from pospatch.training.options import ModelArguments, TuneArguments, structure
 
 __all__ = ["Built", "build", "load_tensors", "own_tensors", "prepare", "tokenizer_for"]
 
@@ -29,35 +29,41 @@ class Built:
         return pospatch.inspect(self.model).length
 
 
-def build(arguments: ModelArguments) -> Built:
-    """Load or build the model and apply the patch.
+def build(arguments: ModelArguments, *, patched: bool = True) -> Built:
+    """Load or build the model and apply the patch, unless that comes later.
 
     Raises:
         PospatchError: the patch does not fit, or the model cannot be built.
     """
-    spec = _structure("model", arguments.model)
+    spec = structure("model", arguments.model)
     model = _random(spec, arguments) if isinstance(spec, dict) else _load(assets.model(str(arguments.model)), arguments)
     trained = pospatch.inspect(model).trained_length
-    if arguments.stack:
+    if arguments.stack and patched:
         pospatch.apply(model, arguments.stack)
     return Built(model, tokenizer_for(arguments, model), trained)
 
 
 def _load(path: str, arguments: ModelArguments) -> Any:
-    from transformers import AutoModelForCausalLM
-
     extra = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
-    return pospatch.from_pretrained(AutoModelForCausalLM, path, dtype=getattr(torch, arguments.dtype), **extra)
+    return pospatch.from_pretrained(_auto(arguments), path, dtype=getattr(torch, arguments.dtype), **extra)
+
+
+def _auto(arguments: ModelArguments) -> Any:
+    """The class that loads a model with the head that was asked for."""
+    import transformers
+
+    names = {"causal": "AutoModelForCausalLM", "masked": "AutoModelForMaskedLM", "encoder": "AutoModel"}
+    return getattr(transformers, names[arguments.head])
 
 
 def _random(spec: dict[str, Any], arguments: ModelArguments) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     if not isinstance(spec.get("model_type"), str):
         raise BadOptionType(f"a model given as a mapping needs model_type, got {spec!r}")
     extra = {"attn_implementation": arguments.attn_implementation} if arguments.attn_implementation else {}
     config = AutoConfig.for_model(**spec)
-    return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, arguments.dtype), **extra)
+    return _auto(arguments).from_config(config, dtype=getattr(torch, arguments.dtype), **extra)
 
 
 def tokenizer_for(arguments: ModelArguments, model: Any) -> Any:
@@ -70,7 +76,7 @@ def tokenizer_for(arguments: ModelArguments, model: Any) -> Any:
 
     if arguments.tokenizer == "bytes":
         tokenizer: Any = ByT5Tokenizer(extra_ids=0)
-    elif arguments.tokenizer is None and isinstance(_structure("model", arguments.model), dict):
+    elif arguments.tokenizer is None and isinstance(structure("model", arguments.model), dict):
         raise BadOption("a model with random weights has no tokenizer: set tokenizer, for instance to bytes")
     else:
         tokenizer = AutoTokenizer.from_pretrained(assets.model(arguments.tokenizer or str(arguments.model)))
@@ -80,8 +86,8 @@ def tokenizer_for(arguments: ModelArguments, model: Any) -> Any:
     return tokenizer
 
 
-def prepare(model: Any, arguments: TuneArguments) -> Any:
-    """Make the right tensors trainable; with `lora` the result is a peft model around the same one.
+def prepare(model: Any, arguments: TuneArguments, head: str = "causal") -> Any:
+    """Make the right tensors trainable; with `lora` and its kin the result is a peft model around the same one.
 
     Raises:
         BadOption: `patch` where the patch has no tensors of its own.
@@ -89,8 +95,8 @@ def prepare(model: Any, arguments: TuneArguments) -> Any:
     if arguments.tuning == "full":
         return model
     own = own_tensors(model)
-    if arguments.tuning == "lora":
-        model = _with_lora(model, arguments)
+    if arguments.tuning.startswith("lora"):
+        model = _with_lora(model, arguments, head)
     elif not own:
         raise BadOption("tuning: patch trains the patch's own tensors, and this one has none; use lora or full")
     else:
@@ -108,21 +114,38 @@ def own_tensors(model: Any) -> dict[str, nn.Parameter]:
     return {name: value for name, value in unwrap(model).named_parameters() if id(value) in made}
 
 
-def _with_lora(model: Any, arguments: TuneArguments) -> Any:
+def _with_lora(model: Any, arguments: TuneArguments, head: str) -> Any:
     from peft import LoraConfig, TaskType, get_peft_model
 
-    names = arguments.lora_target
+    names, whole = arguments.lora_target, arguments.tuning == "lora_embed_norm"
     config = LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.CAUSAL_LM if head == "causal" else None,
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=arguments.lora_dropout,
         target_modules=names[0] if names == ["all-linear"] else names,
+        modules_to_save=_embeddings_and_norms(model) if whole else None,
+        ensure_weight_tying=whole and model.config.get_text_config().tie_word_embeddings,
     )
     try:
         return get_peft_model(model, config)
     except ValueError as error:
         raise BadOption(f"lora_target {names} does not fit {type(model).__name__}: {error}") from error
+
+
+def _embeddings_and_norms(model: Any) -> list[str]:
+    """Names of the modules that LongLoRA trains whole beside its low-rank additions."""
+    embeddings, chosen = model.get_input_embeddings(), set()
+    for path, module in unwrap(model).named_modules():
+        name = path.rpartition(".")[2]
+        if module is embeddings and model.config.get_text_config().tie_word_embeddings and name != "embed_tokens":
+            raise BadOption(
+                f"tuning: lora_embed_norm: {path} is tied to the head, and peft keeps a tie of modules named embed_tokens "
+                "alone; use full, or lora"
+            )
+        if module is embeddings or ("norm" in type(module).__name__.lower() and len(module._parameters)):
+            chosen.add(name)
+    return sorted(chosen)
 
 
 def load_tensors(model: Any, path: Path) -> None:

@@ -1,0 +1,153 @@
+"""Distillation: the patched model learns to say what the unpatched one says, at lengths that that one was trained for."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+
+from pospatch.errors import BadOption
+from pospatch.training import tuning
+from pospatch.training.arguments import parse
+from pospatch.training.options import DistillArguments, TuneArguments
+from pospatch.training.run import Run, carry_out, run
+from pospatch.training.trainer import PatchTrainer
+
+__all__ = ["DistillRun", "DistillTrainer", "distance", "main", "masked"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run from flags."""
+    carry_out(lambda: run(parse(argv, distill=True), DistillRun))
+
+
+def distance(student: Any, teacher: Any, arguments: DistillArguments, real: Tensor | None = None) -> Tensor:
+    """How far the student's output is from the teacher's, a mean over tokens; `real` (batch, length) is 0 at pads.
+
+    logits: T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats; hidden: |student - teacher|^2 / |teacher|^2.
+    """
+    if arguments.match == "hidden":
+        ours, theirs = (_hidden(output).float() for output in (student, teacher))
+        return _mean((ours - theirs).square().sum(-1), real) / _mean(theirs.square().sum(-1), real)
+    ours, theirs = ((output.logits.float() / arguments.temperature).log_softmax(-1) for output in (student, teacher))
+    each = nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
+    return arguments.temperature**2 * _mean(each, real)
+
+
+def _mean(each: Tensor, real: Tensor | None) -> Tensor:
+    return each.mean() if real is None else (each * real).sum() / real.sum()
+
+
+def _hidden(output: Any) -> Tensor:
+    """The last hidden states (batch, length, width)."""
+    found: Tensor = output.hidden_states[-1] if getattr(output, "hidden_states", None) else output.last_hidden_state
+    return found
+
+
+def masked(ids: Tensor, share: float, mask_token: int, fixed: Tensor) -> Tensor:
+    """Ids of which a share is masked; which ones hangs on the row alone, so that a resumed run masks the same. `fixed` ids
+    stay."""
+    found = ids.clone()
+    for row in found:
+        draw = torch.Generator().manual_seed(int(row.sum()))
+        chosen = (torch.rand(row.shape, generator=draw) < share).to(row.device)
+        row[chosen & ~torch.isin(row, fixed.to(row.device))] = mask_token
+    return found
+
+
+class DistillTrainer(PatchTrainer):
+    """The loss is the distance from a teacher, which reads the same tokens."""
+
+    def __init__(self, *args: Any, teacher: Any, distill: DistillArguments, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.teacher, self.distill = teacher.to(self.args.device).eval(), distill
+        self.loss_is_scaled_for_ga = False  # a mean over the batch, whatever the accumulation
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """The distance on a batch; the labels are not read."""
+        inputs = {name: value for name, value in inputs.items() if name != "labels"}
+        extra = {"output_hidden_states": self.distill.match == "hidden"}
+        student = model(**inputs, **extra)
+        with torch.no_grad():
+            teacher = self.teacher(**inputs, **extra)
+        loss = distance(student, teacher, self.distill, inputs.get("attention_mask"))
+        return (loss, student) if return_outputs else loss
+
+
+class DistillRun(Run):
+    """A run whose measure is agreement with the unpatched model."""
+
+    def _ready_loss(self) -> None:
+        """Choose what is compared, and load the teacher beside the student."""
+        model, options = self.arguments.model, self.options
+        if self.arguments.tune.loss_slice != TuneArguments().loss_slice:
+            raise BadOption("distillation compares all logits at once; leave loss_slice out")
+        if not model.stack:
+            raise BadOption("distillation needs a patch: without one the student is the teacher")
+        if options.match is None:
+            options.match = "hidden" if model.head == "encoder" else "logits"
+        if options.match == "logits" and model.head == "encoder":
+            raise BadOption("match: logits needs a head; set match: hidden, or head: masked or causal")
+        self._check_length()
+        set_seed(self.arguments.training.seed)  # weights that are drawn are the student's
+        self.teacher = tuning.build(model, patched=False).model.requires_grad_(False)
+
+    @property
+    def options(self) -> DistillArguments:
+        """What is compared."""
+        found = self.arguments.distill
+        assert found is not None  # parsed with distill=True
+        return found
+
+    def _check_length(self) -> None:
+        trained, length = self.built.trained_length, self.arguments.data.sequence_length
+        if trained is not None and length > trained:
+            raise BadOption(
+                f"sequence_length {length}: the teacher knows {trained} tokens, and cannot teach beyond them"
+            )
+
+    def _trainer_class(self) -> Callable[..., PatchTrainer]:
+        return functools.partial(DistillTrainer, teacher=self.teacher, distill=self.options)
+
+    def _collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = super()._collate(examples)
+        share, tokenizer = self.options.mask_share, self.built.tokenizer
+        if self.arguments.model.head != "masked" or share == 0:
+            return batch
+        if tokenizer.mask_token_id is None:
+            raise BadOption("this tokenizer has no mask token; set mask_share: 0")
+        fixed = torch.tensor(tokenizer.all_special_ids)
+        return {**batch, "input_ids": masked(batch["input_ids"], share, tokenizer.mask_token_id, fixed)}
+
+    @torch.no_grad()
+    def _evaluate(self, when: str) -> dict[str, Any]:
+        """Distance and agreement on held-out windows of the length that the teacher knows."""
+        trainer, model = self.trainer, self.trainer.model
+        training = model.training
+        model.eval()
+        rows: list[tuple[float, float]] = []
+        for row in self.data.windows["base"]:
+            batch = {
+                name: value.to(trainer.args.device) for name, value in self._collate([row]).items() if name != "labels"
+            }
+            extra = {"output_hidden_states": self.options.match == "hidden"}
+            student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
+            rows.append((float(distance(student, teacher, self.options)), float(self._agreement(student, teacher))))
+        model.train(training)
+        loss, agreement = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+        length = self.data.record["evaluation"]["base"]
+        self._say(f"{when}, length {length}: distance {loss:.4f}, agreement {agreement:.4f}")
+        return {"base": {"length": length, "loss": loss, "agreement": agreement, "n": length * len(rows)}}
+
+    def _agreement(self, student: Any, teacher: Any) -> Tensor:
+        """Share of tokens with the same best word, or the cosine of the two means over tokens."""
+        if self.options.match == "hidden":
+            ours, theirs = (_hidden(output).float().mean(dim=1) for output in (student, teacher))
+            return nn.functional.cosine_similarity(ours, theirs).mean()
+        return (student.logits.argmax(-1) == teacher.logits.argmax(-1)).float().mean()

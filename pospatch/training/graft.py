@@ -1,0 +1,109 @@
+"""How a new encoding takes the place of the old one in training: at once, little by little, or at a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+import pospatch
+from pospatch.api import patch_of, unwrap
+from pospatch.engine.embedding import EmptyTable
+from pospatch.errors import BadOption, UnsupportedHost
+from pospatch.training.fade import Fade
+from pospatch.training.options import TuneArguments
+
+__all__ = ["FadeSchedule", "SwapAtStep", "schedule", "warm_start"]
+
+
+class FadeSchedule(TrainerCallback):
+    """Turns a fade from step to step; outside of steps it stands at the end."""
+
+    def __init__(self, fade: Fade, steps: int) -> None:
+        self.fade, self.steps = fade, steps
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.fade.share = min(1.0, (state.global_step + 1) / self.steps)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.fade.share = 1.0
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.fade.remove()
+
+
+class SwapAtStep(TrainerCallback):
+    """Applies a stack after so many steps of training without it, as DroPE drops the rotary encoding.
+
+    Raises:
+        UnsupportedHost: the stack does not fit, or brings tensors that the optimizer, made before the step, would not know.
+    """
+
+    def __init__(self, model: Any, stack: list[Any], step: int, say: Callable[[str], None]) -> None:
+        self.model, self.stack, self.step, self.say = model, stack, step, say
+        self._apply()  # what cannot work is said now
+        own = patch_of(model).kept  # type: ignore[union-attr]
+        pospatch.remove(model)
+        if own:
+            raise UnsupportedHost(
+                "graft: at_step takes methods without tensors of their own; this patch has some: use swap"
+            )
+
+    def _apply(self) -> None:
+        with torch.random.fork_rng(devices=[]):  # a resumed run does this at another time
+            pospatch.apply(self.model, self.stack)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.step >= state.max_steps:
+            raise BadOption(
+                f"graft_steps {self.step}: the run ends after {state.max_steps} steps, before the patch is applied"
+            )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= self.step and patch_of(self.model) is None:
+            self._apply()
+            self.say(f"after step {state.global_step} the patch stands")
+
+
+def schedule(
+    arguments: TuneArguments, model: Any, stack: list[Any], say: Callable[[str], None]
+) -> list[TrainerCallback]:
+    """The callbacks that carry a graft out, none for `swap`.
+
+    Raises:
+        UnsupportedHost: this patch cannot be grafted so.
+        BadOption: no patch.
+    """
+    if arguments.graft == "swap":
+        return []
+    if not stack:
+        raise BadOption(f"graft: {arguments.graft} needs a patch, and there is none")
+    if arguments.graft == "fade":
+        return [FadeSchedule(Fade(model), arguments.graft_steps)]
+    return [SwapAtStep(model, stack, arguments.graft_steps, say)]
+
+
+@torch.no_grad()
+def warm_start(model: Any) -> None:
+    """Give the token embeddings the mean row of the table that the patch dropped, so that layers see the mean they know.
+
+    Where the head is tied to the embeddings, all logits of a token move alike, which no softmax sees.
+
+    Raises:
+        UnsupportedHost: no table was dropped, or its rows do not add up with token embeddings as they are.
+    """
+    inner, patch = unwrap(model), patch_of(model)
+    tables = patch.found.tables if patch is not None and patch.found is not None else []
+    dropped = [table for table in tables if isinstance(table.parent._modules.get(table.name), EmptyTable)]
+    if not dropped:
+        raise UnsupportedHost("warm_start: this patch drops no table of positions")
+    embeddings, table = inner.get_input_embeddings(), dropped[0]
+    mean = table.matrix()[table.offset :].mean(dim=0)
+    if len(dropped) > 1 or mean.shape[0] != embeddings.weight.shape[1]:
+        raise UnsupportedHost(
+            f"warm_start: {len(dropped)} tables of width {mean.shape[0]} and token embeddings of width "
+            f"{embeddings.weight.shape[1]}; it takes one table of the embeddings' width"
+        )
+    embeddings.weight += mean / float(getattr(embeddings, "embed_scale", None) or 1.0)

@@ -1,0 +1,62 @@
+"""transformers' Trainer, whose checkpoints hold the patch's own tensors and record too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from pospatch.api import patch_of, unwrap
+from pospatch.training import tuning
+
+__all__ = ["PatchTrainer", "cut", "save_patch"]
+
+TENSORS = "trained_patch.safetensors"
+
+
+class PatchTrainer(Trainer):
+    """Saves and loads the patch's own tensors beside an adapter or a model, and cuts sequences shorter at first.
+
+    warmup: lengths that sequences are cut into, each for `warmup_steps` steps; then they are whole.
+    """
+
+    warmup: Sequence[int] = ()
+    warmup_steps: int = 0
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        stage = self.state.global_step // self.warmup_steps if self.warmup_steps else len(self.warmup)
+        if stage >= len(self.warmup):
+            return batches, items
+        batches = [cut(batch, self.warmup[stage]) for batch in batches]
+        return batches, self._get_num_items_in_batch(batches, device)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and not self.is_fsdp_enabled:
+            save_patch(self.model, Path(output_dir or str(self.args.output_dir)))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        path = Path(resume_from_checkpoint) / TENSORS
+        if path.is_file() and not self.is_fsdp_enabled:  # whose own checkpoint holds every weight
+            tuning.load_tensors(self.model if model is None else model, path)
+
+
+def cut(batch: dict[str, Any], length: int) -> dict[str, Any]:
+    """The same tokens as more and shorter sequences of `length` tokens."""
+    return {name: value.reshape(-1, length) for name, value in batch.items()}
+
+
+def save_patch(model: Any, folder: Path) -> None:
+    """The patch's tensors by their names in the unwrapped model, and its record: an adapter holds neither."""
+    from safetensors.torch import save_file
+
+    own = {name: value.detach().cpu().contiguous() for name, value in tuning.own_tensors(model).items()}
+    if own:
+        save_file(own, folder / TENSORS, metadata={"format": "pt"})
+    if patch_of(model) is not None:
+        (folder / "pospatch.json").write_text(json.dumps(unwrap(model).config.pospatch, indent=2) + "\n")

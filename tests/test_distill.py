@@ -1,0 +1,151 @@
+"""Distillation: what is compared, that the student comes closer to the teacher, exact resume, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import pospatch
+from pospatch.errors import BadOption
+from pospatch.training.arguments import parse
+from pospatch.training.distill import DistillRun, distance, masked
+from pospatch.training.documents import frame
+from pospatch.training.options import DistillArguments
+from pospatch.training.run import run
+from tests.test_training import _LLAMA, _config
+
+_BERT = {
+    "model_type": "bert",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "vocab_size": 259,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "initializer_range": 0.3,
+}
+_RUNS: dict[str, dict[str, Any]] = {
+    "decoder, logits": {"model": {**_LLAMA, "initializer_range": 0.3}, "patch": "alibi"},
+    "decoder, hidden, lora": {
+        "model": {**_LLAMA, "initializer_range": 0.3},
+        "patch": "t5_bias",
+        "match": "hidden",
+        "tuning": "lora",
+    },
+    "masked": {"model": _BERT, "head": "masked", "patch": "alibi", "mask_share": 0.0, "warm_start": True},
+    "encoder": {"model": _BERT, "head": "encoder", "patch": "rope", "warm_start": True, "documents": "padded"},
+}
+
+
+def _distill(folder: Path, **changes: Any) -> Path:
+    settings = {
+        "sequence_length": 24,
+        "base_length": 24,
+        "eval_windows": 4,
+        "max_steps": 30,
+        "save_steps": 15,
+        "per_device_train_batch_size": 8,
+        "train_tokens": 20000,
+        "learning_rate": 3e-3,
+        **changes,
+    }
+    run(parse(["--config", str(_config(folder, **settings))], distill=True), DistillRun)
+    return folder / "out"
+
+
+def _results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text())
+
+
+@pytest.mark.parametrize("changes", _RUNS.values(), ids=_RUNS.keys())
+def test_a_student_comes_closer_to_its_teacher_and_resumes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    whole = _distill(tmp_path / "whole", **changes)
+    found = _results(whole)
+    before, after = found["before"]["base"], found["after"]["base"]
+    assert after["loss"] < 0.8 * before["loss"]
+    assert after["agreement"] > before["agreement"]
+    shutil.copytree(whole, tmp_path / "half" / "out")
+    shutil.rmtree(tmp_path / "half" / "out" / "checkpoint-30")
+    half = _results(_distill(tmp_path / "half", **changes))
+    assert half["after"] == found["after"]
+
+
+def test_an_encoder_is_saved_with_its_patch(tmp_path: Path) -> None:
+    out = _distill(tmp_path, **{**_RUNS["encoder"], "max_steps": 2})
+    loaded = pospatch.from_pretrained(AutoModel, out / "model")
+    assert pospatch.inspect(loaded).method == "rope"
+
+
+# what is compared ---------------------------------------------------------------------------------------------------------
+
+
+def test_distances_are_those_of_their_formulas() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = torch.randn(2, 2, 5, 7, generator=generator)
+    student, teacher = SimpleNamespace(logits=ours), SimpleNamespace(logits=theirs)
+    p, q = (theirs / 3).softmax(-1).double(), (ours / 3).softmax(-1).double()
+    wanted = 9 * (p * (p / q).log()).sum(-1).mean()
+    found = distance(student, teacher, DistillArguments(match="logits", temperature=3.0))
+    assert found == pytest.approx(float(wanted), rel=1e-5)
+    student, teacher = SimpleNamespace(last_hidden_state=ours), SimpleNamespace(last_hidden_state=theirs)
+    wanted = (ours - theirs).double().square().sum() / theirs.double().square().sum()
+    assert distance(student, teacher, DistillArguments(match="hidden")) == pytest.approx(float(wanted), rel=1e-5)
+    assert distance(teacher, teacher, DistillArguments(match="hidden")) == 0
+    real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    for match in ("hidden", "logits"):
+        cut = [SimpleNamespace(logits=x[:, :3], last_hidden_state=x[:, :3]) for x in (ours, theirs)]
+        whole = [SimpleNamespace(logits=x, last_hidden_state=x) for x in (ours, theirs)]
+        options = DistillArguments(match=match)  # type: ignore[arg-type]
+        assert distance(*whole, options, real) == pytest.approx(float(distance(*cut, options)), rel=1e-5)
+
+
+def test_masks_hang_on_the_row_alone_and_spare_what_is_fixed() -> None:
+    ids = torch.randint(10, 90, (4, 400), generator=torch.Generator().manual_seed(0))
+    ids[:, 0] = 2
+    found = masked(ids, 0.15, 5, torch.tensor([2]))
+    assert torch.equal(found[1:2], masked(ids[1:2], 0.15, 5, torch.tensor([2])))
+    assert (found[:, 0] == 2).all()
+    assert 0.11 < (found == 5).float().mean() < 0.19
+    assert torch.equal(found[found != 5], ids[found != 5])
+
+
+def test_an_encoders_rows_stand_between_its_own_tokens(tmp_path: Path) -> None:
+    from transformers import BertTokenizer
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
+    head, tail = frame(BertTokenizer(str(tmp_path / "vocab.txt")))
+    assert (head.tolist(), tail.tolist()) == ([2], [3])
+
+
+# refusals -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch": None}, "the student is the teacher"),
+        ({"sequence_length": 48}, "the teacher knows 32 tokens"),
+        ({"loss_slice": 64}, "leave loss_slice out"),
+        ({"model": _BERT, "head": "encoder", "patch": "rope", "match": "logits"}, "needs a head"),
+        ({"model": _BERT, "head": "masked", "patch": "alibi"}, "no mask token"),
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"mask_share": 1.0}, "mask_share"),
+    ],
+)
+def test_what_cannot_be_distilled(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadOption, match=message):
+        _distill(tmp_path, **changes)
+
+
+def test_fine_tuning_takes_language_models_alone(tmp_path: Path) -> None:
+    with pytest.raises(BadOption, match="set head: causal, or distill"):
+        run(parse(["--config", str(_config(tmp_path, model=_BERT, head="masked", patch="alibi", sequence_length=24))]))
