@@ -16,6 +16,7 @@ from pospatch.errors import (
     BadOption,
     BadOptionType,
     NotPatched,
+    PospatchError,
     SeamChanged,
     UnknownName,
     UnsupportedHost,
@@ -191,9 +192,12 @@ def test_a_family_without_a_host() -> None:
     "thing", [None, 3, "gpt2", torch.nn.Linear(2, 2), object()], ids=lambda thing: type(thing).__name__
 )
 def test_what_is_no_model(thing: Any) -> None:
-    for call in (pospatch.apply, pospatch.remove, pospatch.inspect):
-        with pytest.raises(UnsupportedHost, match=type(thing).__name__):
-            call(thing, "rope") if call is pospatch.apply else call(thing)
+    with pytest.raises(UnsupportedHost, match=type(thing).__name__):
+        pospatch.apply(thing, "rope")
+    with pytest.raises(UnsupportedHost, match=type(thing).__name__):
+        pospatch.remove(thing)
+    with pytest.raises(PospatchError, match="gpt2 is no checkpoint" if thing == "gpt2" else type(thing).__name__):
+        pospatch.inspect(thing)  # of a string as of a path
 
 
 @pytest.mark.parametrize("host", ["llama", "gpt2"])

@@ -27,7 +27,7 @@ from pospatch.training.options import (
     structure,
 )
 
-__all__ = ["Arguments", "parse"]
+__all__ = ["Arguments", "Parser", "parse", "tokens"]
 
 
 _OWN = (ModelArguments, DataArguments, TuneArguments, RunArguments)
@@ -51,7 +51,7 @@ class Arguments:
         return yaml.safe_dump(self.config, sort_keys=False)
 
 
-class _Parser(HfArgumentParser):
+class Parser(HfArgumentParser):
     """Raises instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
@@ -66,12 +66,12 @@ def parse(argv: Sequence[str] | None = None, *, distill: bool = False) -> Argume
         BadOption, BadOptionType: a value that cannot be used.
     """
     own = _ALL if distill else _OWN
-    parser = _Parser((*own, PatchTrainingArguments), allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = Parser((*own, PatchTrainingArguments), allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
     parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
     given = list(sys.argv[1:] if argv is None else argv)
     valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
     file = parser.parse_known_args(given)[0].config
-    values, unknown = parser.parse_known_args([*_tokens(file, valid), *given])
+    values, unknown = parser.parse_known_args([*tokens(file, valid), *given])
     if unknown:
         name = next((item for item in unknown if item.startswith("--")), None)
         if name is None:
@@ -85,16 +85,16 @@ def parse(argv: Sequence[str] | None = None, *, distill: bool = False) -> Argume
     return Arguments(model, data, tune, run, rest[-1], config, rest[0] if distill else None)
 
 
-def _tokens(file: str | None, valid: dict[str, bool]) -> list[str]:
+def tokens(file: str | None, valid: dict[str, bool]) -> list[str]:
     """A YAML file as the flags that say the same; an empty value leaves the default. `valid`: does a name take several?"""
-    tokens: list[str] = []
+    flags: list[str] = []
     for name, value in _read(file).items():
         if name not in valid:
             raise UnknownName(f"{file}: unknown key {name!r}.{suggest(str(name), valid)} See --help for all names")
         if value is None or value == []:
             continue
-        tokens += [f"--{name}", *(map(_word, value) if isinstance(value, list) and valid[name] else [_word(value)])]
-    return tokens
+        flags += [f"--{name}", *(map(_word, value) if isinstance(value, list) and valid[name] else [_word(value)])]
+    return flags
 
 
 def _read(file: str | None) -> dict[Any, Any]:

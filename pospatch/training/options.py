@@ -19,6 +19,7 @@ __all__ = [
     "PatchTrainingArguments",
     "RunArguments",
     "TuneArguments",
+    "entry",
     "structure",
 ]
 
@@ -54,7 +55,7 @@ class ModelArguments:
         """
         spec = structure("patch", self.patch)
         items = [spec] if isinstance(spec, dict | str) else (spec or [])
-        return [_entry(item) for item in items]
+        return [entry(item) for item in items]
 
 
 @dataclass
@@ -211,7 +212,8 @@ def structure(name: str, text: str | None) -> Any:
         raise BadOptionType(f"{name} is not YAML: got {text!r}") from error
 
 
-def _entry(item: Any) -> tuple[str, dict[str, Any]]:
+def entry(item: Any) -> tuple[str, dict[str, Any]]:
+    """A method and its options, from a name or {method: NAME, option: value}."""
     if isinstance(item, str):
         return item, {}
     if not isinstance(item, Mapping) or not isinstance(item.get("method"), str):

@@ -17,7 +17,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.errors import BadOptionType, UnknownName, suggest
-from pospatch.training.arguments import _entry, _Parser, _structure, _tokens
+from pospatch.training.arguments import Parser, tokens
+from pospatch.training.options import entry, structure
 
 __all__ = ["Curve", "draw", "fit", "settings", "spread", "stacks", "write"]
 
@@ -31,14 +32,14 @@ def settings(kind: type[Some], argv: Sequence[str] | None = None) -> Some:
         UnknownName: a key or flag that does not exist; with a suggestion.
         BadOption, BadOptionType: a file or value that cannot be used.
     """
-    parser = _Parser(kind, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)  # type: ignore[arg-type]
+    parser = Parser(kind, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)  # type: ignore[arg-type]
     parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
     given = list(sys.argv[1:] if argv is None else argv)
     valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
     first = ArgumentParser(add_help=False, allow_abbrev=False)  # what is required may stand in the file
     first.add_argument("--config")
     file = first.parse_known_args(given)[0].config
-    values, unknown = parser.parse_known_args([*_tokens(file, valid), *given])
+    values, unknown = parser.parse_known_args([*tokens(file, valid), *given])
     if unknown:
         raise UnknownName(f"unknown flag {unknown[0]!r}.{suggest(unknown[0].lstrip('-'), valid)} See --help")
     return kind(**{name: value for name, value in vars(values).items() if name != "config"})
@@ -53,11 +54,11 @@ def stacks(word: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     Raises:
         BadOptionType: no mapping of names to patches.
     """
-    spec = _structure("patches", word)
+    spec = structure("patches", word)
     if not isinstance(spec, dict) or not spec:
         raise BadOptionType(f"patches must be {{NAME: {{method: METHOD, option: value}}, ...}}, got {word!r}")
     return {
-        str(name): [_entry(item) for item in (one if isinstance(one, list) else [one])] for name, one in spec.items()
+        str(name): [entry(item) for item in (one if isinstance(one, list) else [one])] for name, one in spec.items()
     }
 
 

@@ -148,7 +148,8 @@ def relative_keys(seen: Evidence) -> Iterator[Finding]:
     kind: Any = seen.raw.get("position_embedding_type")
     stored = [name for name in seen.weights.places if name.endswith(".distance_embedding.weight")]
     known = any(name.endswith("distance_embedding.weight") for name in seen.used.names)
-    if known or not seen.used.names or not (stored or kind in ("relative_key", "relative_key_query")):
+    held = any(method.slot == "score" for method in seen.stack)  # by what load_distance_embeddings put there
+    if known or held or not seen.used.names or not (stored or kind in ("relative_key", "relative_key_query")):
         return
     yield error(
         f"{seen.used.model_class} without distance embeddings: transformers 5 drops them",
