@@ -166,7 +166,10 @@ def shrunk(cls: type, exceptions: dict[str, Any]) -> Any:
         inner = dict(inner)
         if "model_type" in inner:
             actual = CONFIG_MAPPING[inner.pop("model_type")]
-        if getattr(actual, "model_type", "") and actual is not PreTrainedConfig and actual.__name__ != "AutoConfig":
+        known = (
+            getattr(actual, "model_type", "") or name in exceptions
+        )  # parts without a type are shrunk where asked for
+        if known and actual is not PreTrainedConfig and actual.__name__ != "AutoConfig":
             values[name] = shrunk(actual, inner)
     kinds = list(dict.fromkeys(fields.get("layer_types") or []))
     if len(kinds) > 1 and "num_hidden_layers" in values:

@@ -11,15 +11,21 @@ _HALF_MROPE = {**_MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0
 _WINDOWS = {"image_size": 32, "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [2, 4]}
 _DIFFUSE = {"image_size": 32}
 
+_TYPED = {"full_attention": _PLAIN, "sliding_attention": _PLAIN}
+_CODES = {"channel_multiplier": [1, 1], "base_channels": 32}
+_CODEC = {"upsample_groups": 32, "num_filters": 4, "num_quantizers": 2}
+
 _MIXED = {"layer_types": ["linear_attention", "full_attention"]}
 
 GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (  # every head has a key of its own, rebuilt from the latent
-        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "dots3_note_text", "glm5_next_text", "glm_moe_dsa", "longcat_flash",
+        ("axk1", "axk2", "deepseek_v3", "deepseek_v32", "dots3_note_text", "glm_moe_dsa", "longcat_flash",
          "mistral_large4_text", "youtu"),
         {"num_key_value_heads": 4, "head_dim": 8},
     ),
-    (("kimi_k25", "dots3_note", "glm5_next", "mistral_large4"), {"text_config": {"num_key_value_heads": 4, "head_dim": 8}}),
+    (("kimi_k25", "dots3_note", "mistral_large4"), {"text_config": {"num_key_value_heads": 4, "head_dim": 8}}),
+    (("glm5_next_text",), {"num_key_value_heads": 4, "head_dim": 8, "qk_rope_head_dim": 0}),
+    (("glm5_next",), {"text_config": {"num_key_value_heads": 4, "head_dim": 8, "qk_rope_head_dim": 0}}),
     (("qwen2_vl_text", "qwen2_5_vl_text", "glm_image_text", "glm_ocr_text", "glm4v_text"),
      {"rope_parameters": _MROPE, "head_dim": 8}),
     (("glm4v_moe_text",), {"rope_parameters": _HALF_MROPE, "head_dim": 8}),
@@ -40,7 +46,7 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("gpt_neo",), {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 6}),
     (("gemma3n", ), {"text_config": {"intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0]}}),
     (("gemma3n_text",), {"intermediate_size": [64, 64], "activation_sparsity_pattern": [0.0, 0.0]}),
-    (("reformer",), {"axial_pos_embds": False, "attn_layers": ["local", "lsh"], "is_decoder": True}),
+    (("reformer",), {"axial_pos_embds": False, "attn_layers": ["local", "lsh"]}),
     (
         ("zamba", "zamba2"),
         {"attention_hidden_size": 64, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid"] * 2},
@@ -67,8 +73,41 @@ GROUPS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (("musicgen", "musicgen_melody"), {"decoder": {"num_codebooks": 1}}),
     (("pixtral",), {"head_dim": 8}),
     (("vitdet",), {"window_block_indices": []}),
-    (("hunyuan_vl_text",),
-     {"rope_parameters": {"rope_type": "xdrope", "rope_theta": 10000.0, "xdrope_section": [1, 1, 1, 1]}}),
+    (("hunyuan_vl_text",), {"rope_parameters": {**_PLAIN, "mrope_section": [2, 2, 2, 2]}}),
+    (("ernie4_5_vl_moe",), {"text_config": {"rope_parameters": {**_PLAIN, "mrope_section": [3, 3, 2]}, "head_dim": 16}}),
+    (("cohere_compass_text",), {"rope_parameters": _TYPED}),
+    (("cohere_compass",), {"text_config": {"rope_parameters": _TYPED}}),
+    (("bridgetower",), {name: {"hidden_size": 64} for name in ("vision_config", "text_config")} | {"hidden_size": 64}),
+    (("chameleon",), {"vocabulary_map": {"<image>": 8, "IMGIMGAZ": 9}, "vq_config": {**_CODES, "num_embeddings": 16}}),
+    (("emu3",), {"vocabulary_map": {"<image>": 8, "<|extra_0|>": 9}, "vq_config": _CODES}),
+    (("janus",), {"vq_config": {**_CODES, "num_embeddings": 16}}),
+    (("mimi", "mimi_decoder", "pocket_tts_audio_tokenizer", "pocket_tts_audio_tokenizer_decoder"), _CODEC),
+    (("csm",), {"codec_config": _CODEC}),
+    (("kyutai_speech_to_text",),
+     {"audio_pad_token_id": 98, "codebook_vocab_size": 33, "num_codebooks": 2, "codec_config": _CODEC}),
+    (("pocket_tts", "gradium_phonon_tts"), {"flow_head_config": {"condition_dim": 32}}),
+    (("dbrx",), {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}}),
+    (("fun_asr_nano",), {"adaptor_config": {"hidden_size": 32, "intermediate_size": 8}}),
+    (("molmo2",), {"adapter_config": {"vision_feature_layer": [1, 0]}}),
+    (("nemotron3_5_transcribe_word_timestamp",), {"blank_token_id": 98}),
+    (("nemotron3_diarization",), {"head_config": {"audio_hidden_size": 32}}),
+    (("nemotron_h_omni",), {"vision_config": {"video_temporal_patch_size": 2}}),
+    (("t5gemma2_encoder",), {"text_config": {"dropout_rate": 0.0}}),
+    (("luke",), {"entity_vocab_size": 50, "entity_emb_size": 32}),
+    (("perceiver",),
+     {"num_latents": 8, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 2, "num_self_attention_heads": 4,
+      "num_cross_attention_heads": 4}),
+    (("clap",),
+     {"audio_config": {"depths": [1, 1], "num_attention_heads": [2, 2], "patch_embeds_hidden_size": 16, "spec_size": 32,
+                       "window_size": 4, "hidden_size": 32, "patch_stride": [4, 4], "patch_size": 4}}),
+    (("vjepa2",), {"crop_size": 32, "frames_per_clip": 4, "pred_hidden_size": 32, "pred_num_hidden_layers": 2,
+                   "pred_num_attention_heads": 4}),
+    (("convnext", "convnextv2", "dinov3_convnext"), {"hidden_sizes": [8, 16, 16, 32], "depths": [1] * 4}),
+    (("resnet",), {"embedding_size": 8, "hidden_sizes": [8, 16, 16, 32], "depths": [1] * 4}),
+    (("bit",), {"embedding_size": 8, "num_groups": 4, "hidden_sizes": [16, 16, 32, 32], "depths": [1] * 4}),
+    (("efficientnet",), {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 320}),
+    (("align",), {"vision_config": {"width_coefficient": 0.25, "depth_coefficient": 0.25, "hidden_dim": 64}}),
+    (("blt",), {"encoder_hash_byte_group_vocab": 50, "encoder_hash_byte_group_size": [3]}),
     (("patchtst", "patchtsmixer"), {"context_length": 32, "patch_length": 4, "patch_stride": 4}),
     (("swiftformer",), {}),
     (("mobilevitv2",), {"image_size": 64}),
@@ -82,10 +121,8 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {family: fields for families, fields in 
 # Variants whose sizes are not in fields that every config has: what is built is no tiny model (over 20 million parameters, or
 # 20 seconds to build). They are not asked.
 LARGE: frozenset[str] = frozenset((
-    "align-base", "bit-base", "blt-causal", "clap-base", "convnext-base", "convnextv2-base", "dinov3_convnext-base",
-    "edgetam_video-base", "efficientnet-base", "evolla-composite", "janus-composite", "luke-masked", "perceiver-masked",
-    "pp_doclayout_v3-base", "pp_doclayout_v4-base", "resnet-base", "rt_detr-base", "rt_detr_v2-base", "sam2-base",
-    "sam2_hiera_det_model-base", "sam2_video-base", "sam2_vision_model-base", "tvp-base", "vibevoice-base",
-    "vibevoice_acoustic_tokenizer-base", "vibevoice_acoustic_tokenizer_decoder-base",
-    "vibevoice_acoustic_tokenizer_encoder-base", "vibevoice_asr-seq2seq", "vjepa2-base",
+    "edgetam_video-base", "evolla-composite", "pp_doclayout_v3-base", "pp_doclayout_v4-base", "rt_detr-base",
+    "rt_detr_v2-base", "sam2-base", "sam2_hiera_det_model-base", "sam2_video-base", "sam2_vision_model-base",
+    "tvp-base", "vibevoice-base", "vibevoice_acoustic_tokenizer-base", "vibevoice_acoustic_tokenizer_decoder-base",
+    "vibevoice_acoustic_tokenizer_encoder-base", "vibevoice_asr-seq2seq",
 ))  # fmt: skip

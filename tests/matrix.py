@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gc
 import json
+import sys
 import tempfile
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -291,25 +292,33 @@ def saved_results() -> list[Result]:
     return [Result(**item) for item in json.loads(RESULTS.read_text(encoding="utf-8"))]
 
 
-def main() -> None:
-    """Ask every family and write the answers and the table: `python -m tests.matrix`."""
+def main(names: list[str]) -> None:
+    """Ask every family and write the answers and the table: `python -m tests.matrix`; with names of variants only those are
+    asked anew."""
     from tests import support
 
-    results, broken = [], []
-    for variant in everyone():
+    everything = everyone()
+    if unknown := sorted(set(names) - {str(variant) for variant in everything}):
+        raise SystemExit(f"no such variants: {', '.join(unknown)}")
+    answers = {result.variant: result for result in saved_results()} if names else {}
+    broken = []
+    for variant in everything:
+        if names and str(variant) not in names:
+            continue
         try:
-            results.append(examine(variant))
-            print(results[-1].status, variant, flush=True)
+            answers[str(variant)] = examine(variant)
+            print(answers[str(variant)].status, variant, flush=True)
         except Exception as error:  # noqa: BLE001  one broken family must not hide the next
             broken.append(f"{variant}: {_short(error)}")
             print("BROKEN", broken[-1], flush=True)
         gc.collect()
     if broken:
         raise SystemExit(f"{len(broken)} variants are broken; nothing was written")
+    results = [answers[str(variant)] for variant in everything]
     save(results)
     support.write()
     print(f"{sum(result.status == 'passes' for result in results)} of {len(results)} variants pass")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

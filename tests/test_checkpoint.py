@@ -443,3 +443,27 @@ def test_transformers_learns_our_model_type_whatever_is_imported_first() -> None
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=clean.ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("method", "given"), [("alibi", {}), ("t5_bias", {}), ("learned", {"length": 48})])
+@torch.no_grad()
+def test_buffers_that_count_positions_are_saved_as_the_base_has_them(
+    tmp_path: Path, method: str, given: dict[str, Any]
+) -> None:
+    """CLAP's text model keeps position_ids in its checkpoints; where its table is cleared they are longer in memory."""
+    config = tf.ClapTextConfig(
+        vocab_size=99,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=34,
+    )
+    model = tiny.spread(tf.ClapTextModel(config))
+    assert "embeddings.position_ids" in model.state_dict()
+    pospatch.apply(model, method, **given)
+    wanted = model(tiny.ids()).last_hidden_state
+    model.save_pretrained(tmp_path)
+    loaded = pospatch.from_pretrained(tmp_path, auto_class=tf.ClapTextModel).eval()
+    assert torch.equal(loaded(tiny.ids()).last_hidden_state, wanted)
+    assert {n: v.shape for n, v in loaded.state_dict().items()} == {n: v.shape for n, v in model.state_dict().items()}

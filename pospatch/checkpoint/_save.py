@@ -54,6 +54,19 @@ def tables(model: Any) -> dict[str, Tensor]:
     return dict(patch.replaced) if patch is not None else {}
 
 
+def _short(model: Any) -> dict[str, Tensor]:
+    """Buffers that count the host's positions, as the base has them where a patch made them longer, by name."""
+    from pospatch.api import patch_of
+
+    patch = patch_of(model)
+    owners = {id(module): path for path, module in model.named_modules()}
+    found: dict[str, Tensor] = {}
+    for kind, owner, *rest in patch.undo.steps if patch is not None else ():
+        if kind == "buffer" and id(owner) in owners:
+            found.setdefault(f"{owners[id(owner)]}.{rest[0]}".lstrip("."), rest[1])  # the first step has the host's own
+    return found
+
+
 class Saver:
     """Stands as the `save_pretrained` of one patched model, and holds it: apply(load(), ...).save_pretrained(path) has no other.
 
@@ -116,8 +129,9 @@ def _write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, kwarg
     state = model.state_dict() if state_dict is None else state_dict
     old = tables(model)
     own = {name: value for name, value in state.items() if is_patch_tensor(name) or name in old}
+    own_buffers = _short(model)  # some families save them, and the base is loaded with its own length
     base = {
-        name: old[name].detach().to(value.dtype) if name in old else value
+        name: old[name].detach().to(value.dtype) if name in old else own_buffers.get(name, value)
         for name, value in state.items()
         if name in old or name not in own
     }

@@ -153,6 +153,11 @@ def survey(model: Any, sites: Sites) -> dict[str, Seen]:
     except PospatchError:
         raise
     except Exception as error:
+        if f"unexpected keyword argument {KEYWORD!r}" in str(error):
+            raise UnsupportedHost(
+                f"{type(model).__name__} has an attention that takes no keyword arguments, so nothing positional can reach it; "
+                f"it says {str(error)[:200]!r}"
+            ) from error
         raise UnsupportedHost(
             f"{type(model).__name__} does not run on the small input that its positions would be proven with; it says "
             f"{str(error)[:200]!r}"
