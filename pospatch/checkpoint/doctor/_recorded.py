@@ -34,6 +34,7 @@ def recorded_spectrum(seen: Evidence) -> tuple[Tensor, float] | None:
     if (
         seen.kind != "model"
         or not seen.used.spectra
+        or isinstance(seen.raw.get("decoder"), dict)  # two configs with positions (t5gemma), one record of their base
         or not native
         or not rotary
         or any(m.dynamic or not m.spectral for m in rotary)
