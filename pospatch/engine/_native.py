@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pospatch.engine._quiet import quiet
 from pospatch.engine._sites import stack_of
 from pospatch.engine._tables import Table
 from pospatch.engine._view import real
@@ -62,7 +63,7 @@ def write(model: Any, patch: Patch, plan: Plan) -> bool:
         for held in plan.sites.tables:
             _set_rows(configs, stack_of(held.path, plan.paired), held, plan.sites.host.counts_offset)
         plain = not any(table.reading(geometry) or table.weights(geometry) for geometry in plan.base.values())
-        return plain and acting == {"embedding"}
+        return plain and acting == {"embedding"} and _reads_back(plan)
     _lengthen(configs, patch, plan)
     top = plan.top
     if not acting:
@@ -71,7 +72,30 @@ def write(model: Any, patch: Patch, plan: Plan) -> bool:
         return False
     if top.layers not in (None, "all"):
         return False
-    return _write_rope(configs, plan, top)
+    before = [copy.deepcopy(getattr(config, "rope_parameters", None)) for config in configs]
+    if _write_rope(configs, plan, top) and _reads_back(plan):
+        return True
+    for config, parameters in zip(configs, before, strict=True):
+        if parameters is not None:
+            config.rope_parameters = parameters
+    return False
+
+
+def _reads_back(plan: Plan) -> bool:
+    """True where transformers takes the config as it will be saved, and builds tables of these very rows from it.
+
+    Some families refuse every rope_type but one, others size a table by a field that is no length of text.
+    """
+    config = real(plan.whole.config)
+    try:
+        with quiet(), torch.device("meta"):
+            again = type(plan.whole)(type(config).from_dict(config.to_dict()))
+    except Exception:  # noqa: BLE001  whatever the family raises, it would raise again when it is loaded
+        return False
+    shapes = {name: value.shape for name, value in again.state_dict().items()}
+    held = {id(table.weight) for table in plan.sites.tables}
+    tables = {name: value.shape for name, value in plan.whole.state_dict(keep_vars=True).items() if id(value) in held}
+    return all(shapes.get(name, shape) == shape for name, shape in tables.items())
 
 
 def _lengthen(configs: list[Any], patch: Patch, plan: Plan) -> None:

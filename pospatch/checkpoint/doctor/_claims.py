@@ -72,8 +72,8 @@ class Claims:
 
 def text_of(raw: dict[str, Any]) -> dict[str, Any]:
     """The part of a config.json that reads text."""
-    inner = raw.get("text_config")
-    return inner if isinstance(inner, dict) else raw
+    inner = [raw[name] for name in ("text_config", "decoder") if isinstance(raw.get(name), dict)]
+    return inner[0] if inner else raw
 
 
 def claims(raw: dict[str, Any]) -> Claims:

@@ -34,6 +34,7 @@ def recorded_spectrum(seen: Evidence) -> tuple[Tensor, float] | None:
     if (
         seen.kind != "model"
         or not seen.used.spectra
+        or isinstance(seen.raw.get("decoder"), dict)  # two configs with positions (t5gemma), one record of their base
         or not native
         or not rotary
         or any(m.dynamic or not m.spectral for m in rotary)
@@ -48,7 +49,7 @@ def recorded_spectrum(seen: Evidence) -> tuple[Tensor, float] | None:
             theta = getattr(method, "rope_theta", None) or geometry.rotation.theta  # type: ignore[union-attr]
             turned = Rotation(dim=2 * len(inv_freq), theta=theta, inv_freq=inv_freq, attention_factor=amplitude)
             geometry = geometry.with_(rotation=turned)
-    except (PospatchError, ArithmeticError, ValueError, TypeError, AttributeError):
+    except (PospatchError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError):
         return None  # numbers that give no frequencies: other checks say why
     return inv_freq, amplitude
 
@@ -59,13 +60,13 @@ def _geometry(base: Used) -> Geometry | None:
     if label not in base.spectra or label not in base.thetas or not base.length:
         return None
     inv_freq, amplitude = base.spectra[label]
-    text = base.text
-    heads = int(text.num_attention_heads)
+    text = base.text.to_dict()
+    heads = int(text["num_attention_heads"])
     kind = str(base.rope.get(label, {}).get("rope_type", "default"))
     return Geometry(
         heads=heads,
-        head_dim=int(getattr(text, "head_dim", None) or text.hidden_size // heads),
-        width=int(text.hidden_size),
+        head_dim=int(text.get("head_dim") or text["hidden_size"] // heads),
+        width=int(text["hidden_size"]),
         length=base.trained or base.length,
         rotation=Rotation(
             dim=2 * len(inv_freq),

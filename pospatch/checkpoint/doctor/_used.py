@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pospatch.checkpoint.doctor._quiet import quiet
+from pospatch.engine._quiet import quiet
 from pospatch.errors import BadOption, CheckpointError
 
 __all__ = ["Table", "Used", "look", "use"]

@@ -138,13 +138,13 @@ def original_length(seen: Evidence) -> Iterator[Finding]:
         kind, used = parameters.get("rope_type"), parameters.get("original_max_position_embeddings")
         if kind not in NEEDS_ORIGINAL or seen.kind != "model":
             continue
-        if not stated:
+        if not stated and said.groups:
             yield warning(
                 _at(label, f"{kind} from a trained length of {used}, which is max_position_embeddings"),
                 "original_max_position_embeddings in rope_parameters",
                 "state it: where max_position_embeddings is the extended length, the frequencies are others",
             )
-        elif lost := [item for item in stated if item.value != used]:
+        elif stated and (lost := [item for item in stated if item.value != used]):
             got = _at(label, f"{kind} from a trained length of {used} in transformers")
             remedy = MOVE.format(f'"original_max_position_embeddings": {lost[0].value!r} inside')
             known = len(lost) < len(stated) and all("." not in item.where for item in stated)
@@ -177,9 +177,9 @@ def longrope_lists(seen: Evidence) -> Iterator[Finding]:
 
 def _pairs(seen: Evidence, label: str | None, parameters: dict[str, Any]) -> int | None:
     """Pairs of dimensions that rotate, from the config's shapes."""
-    text = seen.used.text
-    heads, width = getattr(text, "num_attention_heads", None), getattr(text, "hidden_size", None)
-    head = getattr(text, "qk_rope_head_dim", None) or getattr(text, "head_dim", None)
+    text = seen.used.text.to_dict()  # a config whose layers differ answers no attribute of theirs
+    heads, width = text.get("num_attention_heads"), text.get("hidden_size")
+    head = text.get("qk_rope_head_dim") or text.get("head_dim")
     if not head and isinstance(heads, int) and isinstance(width, int) and heads > 0:
         head = width // heads
     share = parameters.get("partial_rotary_factor") or 1.0

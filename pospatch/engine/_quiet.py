@@ -1,4 +1,4 @@
-"""transformers' own remarks are held back while the doctor makes a config: it says them itself, with the remedy."""
+"""transformers' own remarks are held back while a config is made only to be looked at."""
 
 from __future__ import annotations
 
