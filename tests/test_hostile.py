@@ -449,3 +449,8 @@ def test_a_record_that_is_no_record(tmp_path: Path, text: str) -> None:
         pospatch.load_adapter(bare, tmp_path)
     with bounded(), pytest.raises((CheckpointError, PospatchError)):
         pospatch.load_peft(pospatch.apply(bare, "alibi"), tmp_path)
+
+
+def test_a_class_that_the_family_has_not_is_refused_by_transformers(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="Unrecognized configuration class"):
+        tf.AutoModelForMaskedLM.from_pretrained(checkpoint)

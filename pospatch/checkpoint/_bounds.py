@@ -6,6 +6,7 @@ fill. Here the model is made without memory first and compared with the size of 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers.models.auto.auto_factory import _get_model_class
 
 from pospatch.errors import CheckpointError
 
@@ -33,8 +35,9 @@ def check_base(model_class: Any, config: Any, path: Any, kwargs: dict[str, Any],
     _check_counts(config.to_dict(), str(path))
     files = _weights(path, kwargs.get("variant"), hub)
     size = sum(Path(file).stat().st_size for file in files)
-    with torch.device("meta"):
-        skeleton = _skeleton(model_class, config, str(path))
+    skeleton = _skeleton(model_class, config, str(path))
+    if skeleton is None:  # no model of this family is of that class, which transformers says itself
+        return
     wanted = sum(value.numel() for value in (*skeleton.parameters(), *skeleton.buffers()))
     if wanted > 2 * size + SLACK:  # two numbers a byte: four bits each
         raise CheckpointError(
@@ -84,11 +87,14 @@ def _weights(path: Any, variant: str | None, hub: dict[str, Any]) -> list[str]:
 
 
 def _skeleton(model_class: Any, config: Any, path: str) -> Any:
-    """The model on no device, of the class that `model_class` would load."""
+    """The model that `model_class` would load, on no device; None where there is none of this family."""
+    mapping = getattr(model_class, "_model_mapping", None)
+    if mapping is not None and type(config) not in mapping:
+        return None
+    chosen = model_class if mapping is None else _get_model_class(config, mapping)
     try:
-        return model_class.from_config(config) if hasattr(model_class, "from_config") else model_class(config)
-    except CheckpointError:
-        raise
+        with torch.device("meta"):
+            return chosen(copy.deepcopy(config))
     except Exception as error:  # whatever a family's constructor says of numbers that do not fit together
         raise CheckpointError(
             f"{path}: its base config describes no model: {type(error).__name__}: {error!s:.300}"
