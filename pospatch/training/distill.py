@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -88,15 +89,19 @@ class DistillRun(Run):
         model, options = self.arguments.model, self.options
         if self.arguments.tune.loss_slice != TuneArguments().loss_slice:
             raise BadOption("distillation compares all logits at once; leave loss_slice out")
-        if not model.stack:
-            raise BadOption("distillation needs a patch: without one the student is the teacher")
+        if not model.stack and options.teacher is None:
+            raise BadOption("distillation needs a patch or a teacher: without either the student is the teacher")
         if options.match is None:
             options.match = "hidden" if model.head == "encoder" else "logits"
         if options.match == "logits" and model.head == "encoder":
             raise BadOption("match: logits needs a head; set match: hidden, or head: masked or causal")
-        self._check_length()
         set_seed(self.arguments.training.seed)  # weights that are drawn are the student's
-        self.teacher = tuning.build(model, patched=False).model.requires_grad_(False)
+        built = tuning.build(replace(model, model=options.teacher or model.model), patched=False)
+        self.teacher, length = built.model.requires_grad_(False), self.arguments.data.sequence_length
+        if built.trained_length is not None and length > built.trained_length:
+            raise BadOption(
+                f"sequence_length {length}: the teacher knows {built.trained_length} tokens, and cannot teach beyond them"
+            )
 
     @property
     def options(self) -> DistillArguments:
@@ -104,13 +109,6 @@ class DistillRun(Run):
         found = self.arguments.distill
         assert found is not None  # parsed with distill=True
         return found
-
-    def _check_length(self) -> None:
-        trained, length = self.built.trained_length, self.arguments.data.sequence_length
-        if trained is not None and length > trained:
-            raise BadOption(
-                f"sequence_length {length}: the teacher knows {trained} tokens, and cannot teach beyond them"
-            )
 
     def _trainer_class(self) -> Callable[..., PatchTrainer]:
         return functools.partial(DistillTrainer, teacher=self.teacher, distill=self.options)
