@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import set_seed
 
 from pospatch.errors import BadOption
+from pospatch.training import data as packing
 from pospatch.training import tuning
 from pospatch.training.arguments import parse
+from pospatch.training.documents import rows
 from pospatch.training.options import DistillArguments, TuneArguments
 from pospatch.training.run import Run, carry_out, run
 from pospatch.training.trainer import PatchTrainer
@@ -110,6 +113,17 @@ class DistillRun(Run):
         assert found is not None  # parsed with distill=True
         return found
 
+    def _load_data(self) -> packing.Data:
+        """As for fine-tuning; where documents are padded, whole documents are held out too."""
+        data, arguments = super()._load_data(), self.arguments.data
+        if arguments.documents == "padded":
+            _, text = packing.halves(arguments)
+            alike = replace(arguments, sequence_length=data.record["evaluation"]["base"], train_tokens=None)
+            found = rows(self.built.tokenizer, text, alike)
+            first = {name: each[: arguments.eval_windows].numpy() for name, each in found.items()}
+            data.windows["base"] = Dataset.from_dict(first).with_format("torch")
+        return data
+
     def _trainer_class(self) -> Callable[..., PatchTrainer]:
         return functools.partial(DistillTrainer, teacher=self.teacher, distill=self.options)
 
@@ -129,23 +143,28 @@ class DistillRun(Run):
         trainer, model = self.trainer, self.trainer.model
         training = model.training
         model.eval()
-        rows: list[tuple[float, float]] = []
+        found: list[tuple[float, float]] = []
         for row in self.data.windows["base"]:
             batch = {
                 name: value.to(trainer.args.device) for name, value in self._collate([row]).items() if name != "labels"
             }
             extra = {"output_hidden_states": self.options.match == "hidden"}
             student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
-            rows.append((float(distance(student, teacher, self.options)), float(self._agreement(student, teacher))))
+            real = batch.get("attention_mask")
+            measured = distance(student, teacher, self.options, real), self._agreement(student, teacher, real)
+            found.append((float(measured[0]), float(measured[1])))
         model.train(training)
-        loss, agreement = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+        loss, agreement = (sum(column) / len(found) for column in zip(*found, strict=True))
         length = self.data.record["evaluation"]["base"]
         self._say(f"{when}, length {length}: distance {loss:.4f}, agreement {agreement:.4f}")
-        return {"base": {"length": length, "loss": loss, "agreement": agreement, "n": length * len(rows)}}
+        return {"base": {"length": length, "loss": loss, "agreement": agreement, "n": length * len(found)}}
 
-    def _agreement(self, student: Any, teacher: Any) -> Tensor:
+    def _agreement(self, student: Any, teacher: Any, real: Tensor | None) -> Tensor:
         """Share of tokens with the same best word, or the cosine of the two means over tokens."""
         if self.options.match == "hidden":
-            ours, theirs = (_hidden(output).float().mean(dim=1) for output in (student, teacher))
+            weight = torch.ones(_hidden(student).shape[:2]) if real is None else real.float()
+            ours, theirs = (
+                (_hidden(o).float() * weight.to(_hidden(o).device)[..., None]).sum(1) for o in (student, teacher)
+            )
             return nn.functional.cosine_similarity(ours, theirs).mean()
-        return (student.logits.argmax(-1) == teacher.logits.argmax(-1)).float().mean()
+        return _mean((student.logits.argmax(-1) == teacher.logits.argmax(-1)).float(), real)
