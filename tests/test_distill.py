@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, BertConfig, BertModel
 
 import pospatch
 from pospatch.errors import BadOption
@@ -83,6 +83,20 @@ def test_an_encoder_is_saved_with_its_patch(tmp_path: Path) -> None:
     out = _distill(tmp_path, **{**_RUNS["encoder"], "max_steps": 2})
     loaded = pospatch.from_pretrained(AutoModel, out / "model")
     assert pospatch.inspect(loaded).method == "rope"
+
+
+def test_a_second_stage_learns_from_the_same_teacher(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = {name: value for name, value in _BERT.items() if name != "model_type"}
+    BertModel(BertConfig(**config)).save_pretrained(tmp_path / "base")
+    shared = {"head": "encoder", "tokenizer": "bytes"}
+    first = _distill(tmp_path / "one", model=str(tmp_path / "base"), patch="alibi", **shared)
+    student = {"model": str(first / "model"), "teacher": str(tmp_path / "base"), "patch": None}
+    second = _distill(tmp_path / "two", **student, **shared)
+    found = _results(second)
+    assert found["before"]["base"] == pytest.approx(_results(first)["after"]["base"], rel=1e-3)
+    assert found["after"]["base"]["loss"] < found["before"]["base"]["loss"]
+    assert pospatch.inspect(pospatch.from_pretrained(AutoModel, second / "model")).method == "alibi"
 
 
 # what is compared ---------------------------------------------------------------------------------------------------------

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import pospatch
-from pospatch.training.distill import masked
+from pospatch.training.arguments import parse
+from pospatch.training.distill import DistillRun, masked
+from pospatch.training.graft import warm_start
+from pospatch.training.run import run
 from tests.reactions import albert, reactions
 
 pytestmark = pytest.mark.slow
@@ -63,3 +67,39 @@ def test_a_reaction_beyond_the_table_is_read(folder: Path, patch: str) -> None:
         model(ids)
     pospatch.apply(model, patch)
     assert model(ids).logits.isfinite().all()
+
+
+def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) -> None:
+    """80 steps, a minute or two of CPU, are the beginning of the way back: measured 0.25 before and 0.56 after, of 0.89."""
+    tokenizer, held_out = AutoTokenizer.from_pretrained(folder), reactions(3400)[3000 : 3000 + HELD_OUT]
+    (tmp_path / "reactions.txt").write_text("\n".join(reactions(3000)))
+    settings = {
+        "model": str(folder),
+        "head": "masked",
+        "patch": {"method": "alibi"},
+        "warm_start": True,
+        "text": str(tmp_path / "reactions.txt"),
+        "documents": "padded",
+        "separator": "\n",
+        "sequence_length": 112,
+        "base_length": 112,
+        "target_length": 128,
+        "eval_last": 8,
+        "tuning": "full",
+        "learning_rate": 1e-3,
+        "warmup_steps": 10,
+        "max_steps": 80,
+        "per_device_train_batch_size": 8,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "output_dir": str(tmp_path / "out"),
+    }
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+    start = pospatch.apply(_load(folder), "alibi")
+    warm_start(start)
+    before = _accuracy(start, tokenizer, held_out)
+    run(parse(["--config", str(tmp_path / "recipe.yaml")], distill=True), DistillRun)
+    after = _accuracy(_load(tmp_path / "out" / "model"), tokenizer, held_out)
+    assert before < 0.35
+    assert after > 0.45

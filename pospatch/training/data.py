@@ -13,7 +13,7 @@ from pospatch.evaluate._tokens import text_tokens
 from pospatch.training.documents import frame, rows
 from pospatch.training.options import DataArguments
 
-__all__ = ["Data", "collate", "load"]
+__all__ = ["Data", "collate", "halves", "load"]
 
 _UNSCORED = -100
 
@@ -38,19 +38,16 @@ def load(arguments: DataArguments, tokenizer: Any, base_length: int, target_leng
     """
     from datasets import Dataset
 
-    from pospatch import assets
-
-    text = assets.text(arguments.text)
-    cut = len(text) - int(len(text) * arguments.held_out)
-    train = rows(tokenizer, text[:cut], arguments)
+    text, kept = halves(arguments)
+    train = rows(tokenizer, text, arguments)
     sequences = train["input_ids"]
     lengths = {"base": base_length, "target": target_length}
     if arguments.eval_last >= min(lengths.values()):
         raise BadOption(f"eval_last must be below the shortest evaluated length, got {arguments.eval_last}: {lengths}")
-    windows = _windows(tokenizer, text[cut:], arguments, lengths)
+    windows = _windows(tokenizer, kept, arguments, lengths)
     record = {
         "text": arguments.text,
-        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "sha256": hashlib.sha256((text + kept).encode()).hexdigest(),
         "sequences": len(sequences),
         "sequence_length": arguments.sequence_length,
         "documents": arguments.documents,
@@ -59,6 +56,15 @@ def load(arguments: DataArguments, tokenizer: Any, base_length: int, target_leng
     }
     dataset = Dataset.from_dict({name: each.numpy() for name, each in train.items()}).with_format("torch")
     return Data(train=dataset, windows=windows, record=record)
+
+
+def halves(arguments: DataArguments) -> tuple[str, str]:
+    """The text that is trained on, and its end, which is not."""
+    from pospatch import assets
+
+    text = assets.text(arguments.text)
+    cut = len(text) - int(len(text) * arguments.held_out)
+    return text[:cut], text[cut:]
 
 
 def _windows(tokenizer: Any, text: str, arguments: DataArguments, lengths: dict[str, int]) -> dict[str, Any]:

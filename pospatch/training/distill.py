@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from transformers import set_seed
 
 from pospatch.errors import BadOption
+from pospatch.training import data as packing
 from pospatch.training import tuning
 from pospatch.training.arguments import parse
+from pospatch.training.documents import rows
 from pospatch.training.options import DistillArguments, TuneArguments
 from pospatch.training.run import Run, carry_out, run
 from pospatch.training.trainer import PatchTrainer
@@ -88,15 +92,19 @@ class DistillRun(Run):
         model, options = self.arguments.model, self.options
         if self.arguments.tune.loss_slice != TuneArguments().loss_slice:
             raise BadOption("distillation compares all logits at once; leave loss_slice out")
-        if not model.stack:
-            raise BadOption("distillation needs a patch: without one the student is the teacher")
+        if not model.stack and options.teacher is None:
+            raise BadOption("distillation needs a patch or a teacher: without either the student is the teacher")
         if options.match is None:
             options.match = "hidden" if model.head == "encoder" else "logits"
         if options.match == "logits" and model.head == "encoder":
             raise BadOption("match: logits needs a head; set match: hidden, or head: masked or causal")
-        self._check_length()
         set_seed(self.arguments.training.seed)  # weights that are drawn are the student's
-        self.teacher = tuning.build(model, patched=False).model.requires_grad_(False)
+        built = tuning.build(replace(model, model=options.teacher or model.model), patched=False)
+        self.teacher, length = built.model.requires_grad_(False), self.arguments.data.sequence_length
+        if built.trained_length is not None and length > built.trained_length:
+            raise BadOption(
+                f"sequence_length {length}: the teacher knows {built.trained_length} tokens, and cannot teach beyond them"
+            )
 
     @property
     def options(self) -> DistillArguments:
@@ -105,12 +113,16 @@ class DistillRun(Run):
         assert found is not None  # parsed with distill=True
         return found
 
-    def _check_length(self) -> None:
-        trained, length = self.built.trained_length, self.arguments.data.sequence_length
-        if trained is not None and length > trained:
-            raise BadOption(
-                f"sequence_length {length}: the teacher knows {trained} tokens, and cannot teach beyond them"
-            )
+    def _load_data(self) -> packing.Data:
+        """As for fine-tuning; where documents are padded, whole documents are held out too."""
+        data, arguments = super()._load_data(), self.arguments.data
+        if arguments.documents == "padded":
+            _, text = packing.halves(arguments)
+            alike = replace(arguments, sequence_length=data.record["evaluation"]["base"], train_tokens=None)
+            found = rows(self.built.tokenizer, text, alike)
+            first = {name: each[: arguments.eval_windows].numpy() for name, each in found.items()}
+            data.windows["base"] = Dataset.from_dict(first).with_format("torch")
+        return data
 
     def _trainer_class(self) -> Callable[..., PatchTrainer]:
         return functools.partial(DistillTrainer, teacher=self.teacher, distill=self.options)
@@ -131,23 +143,28 @@ class DistillRun(Run):
         trainer, model = self.trainer, self.trainer.model
         training = model.training
         model.eval()
-        rows: list[tuple[float, float]] = []
+        found: list[tuple[float, float]] = []
         for row in self.data.windows["base"]:
             batch = {
                 name: value.to(trainer.args.device) for name, value in self._collate([row]).items() if name != "labels"
             }
             extra = {"output_hidden_states": self.options.match == "hidden"}
             student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
-            rows.append((float(distance(student, teacher, self.options)), float(self._agreement(student, teacher))))
+            real = batch.get("attention_mask")
+            measured = distance(student, teacher, self.options, real), self._agreement(student, teacher, real)
+            found.append((float(measured[0]), float(measured[1])))
         model.train(training)
-        loss, agreement = (sum(column) / len(rows) for column in zip(*rows, strict=True))
+        loss, agreement = (sum(column) / len(found) for column in zip(*found, strict=True))
         length = self.data.record["evaluation"]["base"]
         self._say(f"{when}, length {length}: distance {loss:.4f}, agreement {agreement:.4f}")
-        return {"base": {"length": length, "loss": loss, "agreement": agreement, "n": length * len(rows)}}
+        return {"base": {"length": length, "loss": loss, "agreement": agreement, "n": length * len(found)}}
 
-    def _agreement(self, student: Any, teacher: Any) -> Tensor:
+    def _agreement(self, student: Any, teacher: Any, real: Tensor | None) -> Tensor:
         """Share of tokens with the same best word, or the cosine of the two means over tokens."""
         if self.options.match == "hidden":
-            ours, theirs = (_hidden(output).float().mean(dim=1) for output in (student, teacher))
+            weight = torch.ones(_hidden(student).shape[:2]) if real is None else real.float()
+            ours, theirs = (
+                (_hidden(o).float() * weight.to(_hidden(o).device)[..., None]).sum(1) for o in (student, teacher)
+            )
             return nn.functional.cosine_similarity(ours, theirs).mean()
-        return (student.logits.argmax(-1) == teacher.logits.argmax(-1)).float().mean()
+        return _mean((student.logits.argmax(-1) == teacher.logits.argmax(-1)).float(), real)

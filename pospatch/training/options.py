@@ -161,11 +161,14 @@ class DistillArguments:
             states as a share of their size. Default: logits where there is a head.
         temperature: both distributions are softened by it, above 0; the gradient is scaled back by its square.
         mask_share: of the tokens that a masked model reads masked, as in its training; 0 to below 1.
+        teacher: folder or Hub repository of the model to learn from; default: the student's own, without the patch. A second
+            stage needs it: its student is what the first one saved.
     """
 
     match: Literal["logits", "hidden"] | None = field(default=None, metadata={"help": "what is compared"})
     temperature: float = field(default=1.0, metadata={"help": "of both distributions"})
     mask_share: float = field(default=0.15, metadata={"help": "tokens that a masked model reads masked"})
+    teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository"})
 
 
 @dataclass
