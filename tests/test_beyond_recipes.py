@@ -172,3 +172,23 @@ def test_rotations_agree_with_the_driver_in_long_episodes(tmp_path: Path, monkey
     found = json.loads((tmp_path / "results.json").read_text())["found"]
     table = max(found[name]["as_the_driver"][0][-1] for name in found if name.startswith("table"))
     assert found["rope"]["as_the_driver"][0][-1] > table + 1
+
+
+def test_a_page_enlarged_by_one_is_the_page() -> None:
+    """Both ways of scoring agree at the trained size, whatever the model says."""
+    vision = recipe("vision")
+    chosen = vision.Settings(output_dir="", patches="", width=16, scored=30, factors=[1.0, 2.0])
+    torch.manual_seed(0)
+    scores = vision.score(vision.Reader(chosen), vision.digits(0)[1], chosen)
+    assert scores["larger"][0] == scores["enlarged"][0]
+    pixels = torch.arange(10).float()[:, None, None].expand(-1, 8, 8).contiguous()
+
+    class Eye(torch.nn.Module):
+        def forward(self, pages: torch.Tensor) -> torch.Tensor:
+            named = pages[:, 0, 1::2, 1::2].round().long().clamp(0, 9)  # a pixel is the name of its digit
+            return torch.nn.functional.one_hot(named.flatten(1), 10).float()
+
+    eye = vision.score(Eye(), vision.Pages(pixels, torch.arange(10)), chosen)
+    assert eye["larger"] == [100.0, 100.0]
+    assert eye["enlarged"][0] == 100.0
+    assert eye["enlarged"][1] > 80.0  # at the seams two digits are mixed
