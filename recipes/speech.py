@@ -17,7 +17,7 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ class Settings:
     scored: int = field(default=40, metadata={"help": "sounds that are scored"})
     sentences: int = field(default=200, metadata={"help": "sentences in all; a quarter of them is kept for scoring"})
     steps: int = field(default=100, metadata={"help": "training steps; 0 for none"})
+    tuned: Literal["all", "part"] = field(
+        default="all", metadata={"help": "train the whole model, or the patched part alone"}
+    )
     batch: int = 8
     learning_rate: float = 2e-5
     seed: int = 0
@@ -199,6 +202,9 @@ def run(chosen: Settings) -> dict[str, Any]:
     (_, methods), *_ = stacks(chosen.patch).items()
     pospatch.apply(ear.model, methods, part=chosen.part)
     say("patched", chosen.seconds)
+    if chosen.tuned == "part":
+        for name, value in ear.model.named_parameters():
+            value.requires_grad_(value.requires_grad and f".{chosen.part}." in name)
     if chosen.steps:
         results["training"] = fit(
             ear.model, loss_on(ear, trained, chosen), steps=chosen.steps, rate=chosen.learning_rate
