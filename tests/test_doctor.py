@@ -79,6 +79,22 @@ def test_patched_checkpoints_show_their_patch(tmp_path: Path, host: str, method:
     assert method in str(seen)
 
 
+@pytest.mark.parametrize("kind", ["peft", "own"])
+def test_an_adapters_patch_is_shown_and_missed(tmp_path: Path, kind: str) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model = pospatch.apply(tiny.build("llama"), "t5_bias")
+    if kind == "peft":
+        get_peft_model(model, LoraConfig(target_modules=["q_proj"], r=2)).save_pretrained(tmp_path)
+    else:
+        pospatch.save_adapter(model, tmp_path)
+    assert "patch_tensors" not in found(tmp_path)
+    assert pospatch.inspect(tmp_path).weights
+    for file in tmp_path.glob("*pospatch*.safetensors"):
+        file.unlink()
+    assert found(tmp_path)["patch_tensors"] == "error"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_check_finds_its_case(saved: Any, tmp_path: Path, name: str) -> None:
     check, severity, make = CASES[name]

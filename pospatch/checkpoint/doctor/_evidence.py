@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pospatch.checkpoint import _peft_save, _save, adapter
 from pospatch.checkpoint._record import methods_of
 from pospatch.checkpoint.doctor._claims import Claims, claims
 from pospatch.checkpoint.doctor._files import Files, Folder, open_files, read_json
@@ -18,6 +19,7 @@ from pospatch.errors import BadOption, CheckpointError, PospatchError
 __all__ = ["Evidence", "gather", "gather_files"]
 
 KINDS = {"config.json": "model", "adapter_config.json": "peft adapter", "pospatch_adapter.json": "pospatch adapter"}
+TENSORS = {"model": _save.TENSORS, "peft adapter": _peft_save.TENSORS, "pospatch adapter": adapter.TENSORS}
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def _model(files: Files, raw: dict[str, Any], auto_class: str | None) -> Evidenc
         record,
         stack,
         use(config.parent, auto_class, list(stack)),
-        weights_of(files),
+        weights_of(files, TENSORS["model"]),
         read_json(files, "tokenizer_config.json"),
     )
 
@@ -135,7 +137,7 @@ def _adapter(files: Files, kind: str, content: dict[str, Any], base: Any, hub: d
         files,
         record=record,
         stack=_stack(record) if record is not None else (),
-        weights=weights_of(files),
+        weights=weights_of(files, TENSORS[kind]),
         tokenizer=read_json(files, "tokenizer_config.json"),
         adapter=content,
         base=_base(

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from pospatch.checkpoint._save import TENSORS
 from pospatch.checkpoint.doctor._files import Files, read_json
 
 __all__ = ["INDEX", "Weights", "weights_of"]
@@ -23,6 +22,7 @@ class Weights:
     Args:
         places: file of each tensor.
         own: names in the patch's own file, or None where there is no such file.
+        file: the name of that file.
         index: the index of shards, where there is one.
         pickled: pickle files, which are not opened.
         shapes_in: reads the header of one file.
@@ -30,6 +30,7 @@ class Weights:
 
     places: dict[str, str] = field(default_factory=dict)
     own: frozenset[str] | None = None
+    file: str = ""
     index: dict[str, Any] | None = None
     pickled: tuple[str, ...] = ()
     shapes_in: Callable[[str], dict[str, tuple[int, ...]]] | None = None
@@ -42,20 +43,23 @@ class Weights:
         return self.shapes_in(place).get(name)
 
 
-def weights_of(files: Files) -> Weights:
-    """What the headers say; of shards only the index is read until a shape is asked for."""
+def weights_of(files: Files, own_file: str) -> Weights:
+    """What the headers say; of shards only the index is read until a shape is asked for.
+
+    own_file: the name of the file with the patch's own tensors.
+    """
     names, index = files.names(), read_json(files, INDEX)
     shapes = _remembering(files.shapes)
-    present = [name for name in (*WHOLE, TENSORS) if _there(files, names, name)]
+    present = [name for name in (*WHOLE, own_file) if _there(files, names, name)]
     places: dict[str, str] = {}
     if index is not None and isinstance(index.get("weight_map"), dict):
         places = {str(key): str(value) for key, value in index["weight_map"].items()}
     for name in present:
         if name in WHOLE:
             places |= dict.fromkeys(shapes(name), name)
-    own = frozenset(shapes(TENSORS)) if TENSORS in present else None
+    own = frozenset(shapes(own_file)) if own_file in present else None
     pickled = tuple(sorted(name for name in PICKLED if names is not None and name in names))
-    return Weights(places, own, index, pickled, shapes)
+    return Weights(places, own, own_file, index, pickled, shapes)
 
 
 def _there(files: Files, names: set[str] | None, name: str) -> bool:

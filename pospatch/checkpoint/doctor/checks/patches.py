@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pospatch.checkpoint import _base
 from pospatch.checkpoint._record import methods_of
-from pospatch.checkpoint._save import TENSORS, is_patch_tensor
+from pospatch.checkpoint._save import is_patch_tensor
 from pospatch.checkpoint.doctor._claims import PLAIN
 from pospatch.checkpoint.doctor._evidence import Evidence
 from pospatch.checkpoint.doctor._finding import Finding, error, note, warning
@@ -91,9 +91,9 @@ def patch_tensors(seen: Evidence) -> Iterator[Finding]:
     missing = sorted({str(name) for name in named} - set(seen.weights.own or ()))
     if missing:
         yield error(
-            f"{TENSORS} without {missing[0]}" if seen.weights.own else f"no {TENSORS}",
+            f"{seen.weights.file} without {missing[0]}" if seen.weights.own else f"no {seen.weights.file}",
             f"{len(named)} tensors of the patch",
-            f"the checkpoint is incomplete: copy {TENSORS} along, or {SAVE}",
+            f"the checkpoint is incomplete: copy {seen.weights.file} along, or {SAVE}",
         )
 
 
