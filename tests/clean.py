@@ -1,6 +1,7 @@
-"""A fresh process that loads saved checkpoints and says what it got: with pospatch, or in a world where it is not installed.
+"""A fresh process that loads saved checkpoints and says what it got: with pospatch imported, in a world where it is not
+installed, or trusting the checkpoint's own code to import it.
 
-    python -m tests.clean JOBS RESULTS with|without
+    python -m tests.clean JOBS RESULTS with|without|trusting
 
 JOBS is a JSON list of {"path", "classes", "ids" or "pixels", "load"}; RESULTS becomes a list of {class name: outcome}, an outcome
 being the path of the logits or {"error": type name, "message": text}. One process does all jobs: the imports cost seconds.
@@ -8,6 +9,7 @@ being the path of the logits or {"error": type name, "message": text}. One proce
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -21,9 +23,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 
 
-def run(jobs: list[dict[str, Any]], folder: Path, pospatch: bool) -> list[dict[str, Any]]:
+def run(jobs: list[dict[str, Any]], folder: Path, kind: str) -> list[dict[str, Any]]:
     """Do the jobs in a new process; returns its results, logits as tensors."""
-    kind = "with" if pospatch else "without"
     asked, answered = folder / f"{kind}.json", folder / f"{kind}-results.json"
     asked.write_text(json.dumps(jobs))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -47,6 +48,8 @@ def _outcome(job: dict[str, Any], name: str, kept: Path) -> Any:
     import transformers
 
     load = getattr(transformers, name).from_pretrained
+    if job.get("load") == "trusting":
+        load = functools.partial(load, trust_remote_code=True)
     if job.get("load") == "pospatch":
         import pospatch
 
@@ -70,7 +73,7 @@ def _inputs(job: dict[str, Any], paired: bool) -> dict[str, torch.Tensor]:
 def _main(asked: str, answered: str, kind: str) -> None:
     if kind == "without":
         sys.modules["pospatch"] = None  # type: ignore[assignment]
-    else:
+    elif kind == "with":
         import pospatch  # noqa: F401
     warnings.simplefilter("ignore")
     results = []

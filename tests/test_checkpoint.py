@@ -123,7 +123,7 @@ def jobs(saved: dict[tuple[str, str], Saved]) -> tuple[list[tuple[str, str]], li
 def without(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Any]:
     """What a fresh process without pospatch got from each."""
     pairs, asked = jobs(saved)
-    return dict(zip(pairs, clean.run(asked, tmp_path_factory.mktemp("clean"), False), strict=True))
+    return dict(zip(pairs, clean.run(asked, tmp_path_factory.mktemp("clean"), "without"), strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def within(saved: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[s
     pairs, plain = jobs(saved)
     asked = [{**job, "classes": job["classes"][1:], "load": "pospatch"} for job in plain]
     asked += [{**job, "classes": job["classes"][:1]} for job in plain]
-    results = clean.run(asked, tmp_path_factory.mktemp("clean"), True)
+    results = clean.run(asked, tmp_path_factory.mktemp("clean"), "with")
     return {
         pair: {**ours, "auto": next(iter(plain.values()))}
         for pair, ours, plain in zip(pairs, results[: len(pairs)], results[len(pairs) :], strict=True)
@@ -173,9 +173,9 @@ def test_every_method_that_no_text_takes_is_saved_on_images(saved: Any, tmp_path
             wanted.append(model(pixel_values=pixels).logits)
             loaded = tf.AutoModelForImageClassification.from_pretrained(tmp_path / method)
             assert torch.equal(loaded(pixel_values=pixels).logits, wanted[-1])
-    for got, want in zip(clean.run(asked, tmp_path, True), wanted, strict=True):
+    for got, want in zip(clean.run(asked, tmp_path, "with"), wanted, strict=True):
         assert torch.equal(got["AutoModelForImageClassification"], want)
-    for got in clean.run(asked, tmp_path, False):
+    for got in clean.run(asked, tmp_path, "without"):
         assert REMEDY in got["AutoModelForImageClassification"]["message"]
 
 

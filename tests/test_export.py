@@ -95,7 +95,7 @@ def answers(exported: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[Any
         {"path": item.written.path, "classes": [item.written.model_class], "ids": item.ids.tolist()}
         for item in done.values()
     ]
-    results = clean.run(jobs, tmp_path_factory.mktemp("clean"), False)
+    results = clean.run(jobs, tmp_path_factory.mktemp("clean"), "without")
     return {key: next(iter(result.values())) for key, result in zip(done, results, strict=True)}
 
 

@@ -56,7 +56,7 @@ def test_plain_transformers_gives_the_same_logits(base: Path, ids: list[int], tm
     written: Any = pospatch.export(model, tmp_path / "plain")
     assert written.difference <= 1e-5  # at the first positions and at the last ones of its length, in a clean process
     job = {"path": written.path, "classes": ["AutoModelForCausalLM"], "ids": [few]}
-    answer = clean.run([job], tmp_path, pospatch=False)[0]["AutoModelForCausalLM"]
+    answer = clean.run([job], tmp_path, "without")[0]["AutoModelForCausalLM"]
     assert torch.is_tensor(answer), answer
     with torch.no_grad():
         ours = model(torch.tensor([few])).logits

@@ -13,6 +13,7 @@ import torch
 
 import pospatch
 from tests import clean, tiny
+from tests.test_checkpoint import AUTO, PAIRS, patched, tokens
 
 SCRIPT = """
 import sys, torch, transformers
@@ -52,6 +53,25 @@ def test_the_shim_loads_it_or_says_what_to_install(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     with torch.no_grad():
         assert torch.equal(torch.load(tmp_path / "logits"), model(torch.tensor([[5, 6, 7, 8, 9] * 8])).logits)
+
+
+@pytest.mark.slow
+def test_every_pair_loads_by_its_shim_in_a_fresh_process_to_the_bit(tmp_path: Path) -> None:
+    asked, wanted = [], []
+    for host, method in PAIRS:
+        model, _ = patched(host, method)
+        if model is None or pospatch.inspect(model).native:  # which needs no shim
+            continue
+        path, ids = tmp_path / f"{host}-{method}", tokens(model)
+        pospatch.save_remote(model, path)
+        asked.append({"path": str(path), "classes": [AUTO[host]], "ids": ids.tolist(), "load": "trusting"})
+        with torch.no_grad():
+            wanted.append(tiny.logits(model, ids))
+    assert len(wanted) > len(AUTO)
+    for job, got, logits in zip(asked, clean.run(asked, tmp_path, "trusting"), wanted, strict=True):
+        (seen,) = got.values()
+        assert torch.is_tensor(seen), (job["path"], seen)
+        assert torch.equal(seen, logits), job["path"]
 
 
 def test_the_shim_asks_for_a_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
