@@ -281,6 +281,36 @@ def test_after_remove_an_adapter_carries_nothing(tmp_path: Path) -> None:
     PeftModel.from_pretrained(tiny.build("llama"), tmp_path)
 
 
+def test_after_remove_prompts_carry_nothing(tmp_path: Path) -> None:
+    """Adapters that peft keeps on its wrapper alone, armed by an earlier save."""
+    from peft import PromptTuningConfig
+
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(pospatch.apply(tiny.build("llama"), "t5_bias"), config)
+    model.save_pretrained(tmp_path)
+    pospatch.remove(model)
+    model.save_pretrained(tmp_path)
+    assert "pospatch" not in (tmp_path / "adapter_config.json").read_text()
+    PeftModel.from_pretrained(tiny.build("llama"), tmp_path)
+
+
+def test_an_adapter_without_a_patch_on_a_base_saved_natively(tmp_path: Path) -> None:
+    lora(tiny.build("llama"), "llama").save_pretrained(tmp_path / "adapter")
+    pospatch.apply(tiny.build("llama"), "yarn", factor=2).save_pretrained(tmp_path / "base")
+    base = type(tiny.build("llama")).from_pretrained(tmp_path / "base")
+    with pytest.raises(CheckpointError, match="without a patch"):
+        pospatch.load_peft(base, tmp_path / "adapter")
+
+
+def test_a_type_that_is_no_word_is_refused(tmp_path: Path) -> None:
+    patched_first("llama").save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "adapter_config.json").read_text())
+    content["pospatch"]["peft_type"] = []
+    (tmp_path / "adapter_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"type of the adapter is \[\]"):
+        pospatch.load_peft(tiny.build("llama"), tmp_path)
+
+
 def test_copies_are_independent(tmp_path: Path) -> None:
     model = wrapped("llama", "patch first")
     twin = copy.deepcopy(model)

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 import pospatch
 from pospatch.checkpoint.doctor import Diagnosis
+from pospatch.checkpoint.doctor._evidence import Evidence, gather
+from pospatch.checkpoint.doctor._files import Repository
 from pospatch.checkpoint.doctor.checks import CHECKS
 from pospatch.errors import BadOption, BadOptionType, CheckpointError, CheckpointWarning, PospatchError
 from tests import tiny
@@ -180,11 +182,53 @@ def test_from_pretrained_refuses_a_gguf_that_no_method_gives(saved: Any, tmp_pat
         pospatch.from_pretrained(tf.AutoModelForCausalLM, file.parent, gguf_file=file.name)
 
 
+def test_a_family_of_its_own_code_loads_where_that_is_trusted(saved: Any, tmp_path: Path) -> None:
+    folder = edited(
+        saved("llama"),
+        tmp_path / "x",
+        model_type="own_family",
+        architectures=["OwnModel"],
+        auto_map={"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"},
+    )
+    (folder / "own.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n\n\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own_family'\n\n\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    loaded = pospatch.from_pretrained(tf.AutoModelForCausalLM, folder, trust_remote_code=True)
+    assert type(loaded).__name__ == "OwnModel"
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        pospatch.from_pretrained(tf.AutoModelForCausalLM, folder)
+
+
 def test_an_adapters_base_can_be_given(saved: Any, tmp_path: Path) -> None:
     folder = a_lora_whose_base_is_not_at_hand(saved, tmp_path)
     assert "adapter_base" not in found(folder, base=saved("llama"))
     with pytest.raises(CheckpointError, match="no folder"):
         pospatch.inspect(folder, base="/nowhere")
+
+
+def test_a_base_is_a_model_that_the_adapter_may_name(
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = a_lora_whose_base_is_not_at_hand(saved, tmp_path / "adapter")
+    content = json.loads((folder / "adapter_config.json").read_text())
+
+    def named(base: Any) -> Evidence | None:
+        (folder / "adapter_config.json").write_text(json.dumps({**content, "base_model_name_or_path": str(base)}))
+        return gather(folder).base
+
+    assert named(folder) is None  # itself
+    assert named(saved("llama")) is not None
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        pospatch.inspect(folder, base=folder)
+    monkeypatch.setattr("pospatch.checkpoint.doctor._evidence.Folder", Repository)  # as if it had been downloaded
+    assert named(saved("llama")) is None
+
+
+def test_a_subfolder_that_is_not_there(saved: Any) -> None:
+    with pytest.raises(CheckpointError, match="no folder 'nope'"):
+        pospatch.inspect(saved("llama"), subfolder="nope")
 
 
 def test_weights_are_not_read(saved: Any, tmp_path: Path) -> None:

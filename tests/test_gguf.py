@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,19 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 import pospatch
 from pospatch import registry
 from pospatch.checkpoint._engines import llama_cpp_flags
+from pospatch.checkpoint._native_form import Form
+from pospatch.checkpoint.card import card
 from pospatch.checkpoint.doctor import Diagnosis
+from pospatch.checkpoint.doctor._gguf import read_header
 from pospatch.checkpoint.llama_cpp import _export
+from pospatch.checkpoint.llama_cpp._import import put_back
 from pospatch.checkpoint.llama_cpp._vocabulary import LLAMA_3
+from pospatch.engine._sites import find, rotations
 from pospatch.engine._trial import Trial
 from pospatch.errors import BadOption, CheckpointError, CheckpointWarning, PospatchError, UnsupportedHost
 from pospatch.methods._base import Rotary
 from tests import llama_engine, tiny
+from tests.doctor_cases import gguf
 
 WORDS = "It wasn't 12345 o'clock,\n\n  she'd(all) said:\tDÉJÀ vu <s>\r\n 7/8!"
 BYTE_LEVEL = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -94,6 +101,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "yarn, wavelength": ("yarn", {"factor": 4.0, "interpolation": "wavelength"}),
         "yarn, its own amplitude": ("yarn", {"factor": 4.0, "attention_factor": 1.5}),
         "found factors": ("longrope", {"factor": 4.0, "short_factor": [1.0, 1.3, 2.9, 4.0], "long_factor": [1.0, 1.3, 2.9, 4.0]}),
+        "an amplitude alone": (
+            "longrope",
+            {"factor": 4.0, "attention_factor": 1.5, "short_factor": [1.0] * 4, "long_factor": [1.0] * 4},
+        ),
         "unpatched": ("", {}),
     }  # fmt: skip
     for name, given in stacks.items():
@@ -142,10 +153,15 @@ def test_it_says_what_it_wrote(exported: dict[str, Any]) -> None:
         assert words in text
     assert "a divisor for each of 4 pairs" in str(exported["found factors"][2])
     assert "note:" not in str(exported["unpatched"][2])
+    assert "note:" in str(exported["an amplitude alone"][2])
 
 
 def test_the_doctor_sees_what_transformers_drops(exported: dict[str, Any]) -> None:
-    for name, check in (("yarn", "gguf_scaling"), ("found factors", "gguf_factors")):
+    for name, check in (
+        ("yarn", "gguf_scaling"),
+        ("an amplitude alone", "gguf_scaling"),
+        ("found factors", "gguf_factors"),
+    ):
         seen = pospatch.inspect(exported[name][2].path)
         assert isinstance(seen, Diagnosis)
         assert check in [item.check for item in seen.findings if item.severity == "error"]
@@ -187,6 +203,64 @@ def test_the_cards_flags_give_the_base_the_same(tmp_path: Path) -> None:
     }
     (answer,) = llama_engine.ask([{"file": written.path, "ids": IDS, "params": params}], tmp_path)
     assert np.abs(wanted(patched, IDS) - np.array(answer["logprobs"])).max() < 1e-3
+
+
+def test_a_theta_that_is_an_integer_is_written_as_a_float(tmp_path: Path) -> None:
+    from gguf import GGUFReader, GGUFValueType
+
+    model = llama(rope_parameters={"rope_type": "default", "rope_theta": 500000})
+    pospatch.export(model, tmp_path / "model.gguf", tokenizer=tokenizer())
+    assert GGUFReader(tmp_path / "model.gguf").fields["llama.rope.freq_base"].types == [GGUFValueType.FLOAT32]
+
+
+def test_other_frequencies_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _export.say(llama().config, *_export._spectrum(Form("", tf.LlamaForCausalLM, llama().config, {}, [])))
+    monkeypatch.setattr(_export, "say", lambda *_: replace(said, keys={**said.keys, "rope.freq_base": 10001.0}))
+    with pytest.raises(CheckpointError, match="computes other frequencies"):
+        pospatch.export(llama(), tmp_path / "model.gguf", tokenizer=tokenizer())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("keys", "method"),
+    [
+        ({"rope.scaling.factor": 4.0}, "linear"),
+        ({"rope.scale_linear": 4.0}, "linear"),
+        ({"rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.5}, "longrope"),
+        ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0, "rope.scaling.attn_factor": 1.5}, "longrope"),
+    ],
+)
+def test_scaling_without_a_type_is_put_back(tmp_path: Path, keys: dict[str, Any], method: str) -> None:
+    """llama.cpp takes a factor without a type as linear, under an older key too; "none" never scales."""
+    file = gguf(tmp_path, **keys)
+    header = read_header(file)
+    assert "gguf_scaling" in [item.check for item in pospatch.inspect(file).findings]  # type: ignore[attr-defined]
+    model = llama()
+    with pytest.warns(CheckpointWarning, match=f"{method} was applied"):
+        put_back(model, header)
+    rotation = rotations(find(model))[None]
+    plain = 10000.0 ** (-torch.arange(4) / 4)
+    assert torch.allclose(rotation.inv_freq, plain / (1.0 if header.scaling == "none" else 4.0))
+    assert rotation.attention_factor == keys.get("rope.scaling.attn_factor", 1.0)
+
+
+def test_a_factor_that_is_none_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="a number above 0"):
+        put_back(llama(), read_header(gguf(tmp_path, **{"rope.scaling.factor": float("nan")})))
+
+
+def test_the_card_promises_a_gguf_where_export_writes_one() -> None:
+    lists = {"factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    promised = {
+        "ntk_by_parts": (pospatch.apply(llama(), "ntk_by_parts", factor=2.0), True),
+        "dynamic": (pospatch.apply(llama(), "dynamic_ntk", factor=2.0), False),
+        "two lists": (pospatch.apply(llama(), "longrope", **lists), False),
+        "a bias": (pospatch.apply(llama(attention_bias=True), "ntk_by_parts", factor=2.0), False),
+        "double": (pospatch.apply(llama().double(), "ntk_by_parts", factor=2.0), False),
+    }
+    for name, (model, wanted_there) in promised.items():
+        text = card(model, "me/mine", results=[], pictures=[], licence=None, native=True)
+        assert ("pospatch export" in text) == wanted_there, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -24,7 +24,9 @@ from safetensors.torch import load_file, save_file
 
 import pospatch
 from pospatch import registry
+from pospatch.checkpoint._numbers import check_counts
 from pospatch.checkpoint._record import methods_of
+from pospatch.engine._native import FIELDS
 from pospatch.errors import CheckpointError, PospatchError
 from tests import tiny
 from tests.test_checkpoint import AUTO, patched, stir
@@ -294,6 +296,23 @@ RECORDS: dict[str, tuple[Change, str]] = {
     "very many methods": (lambda record: record["stack"].extend([{"method": "logn"}] * 10**5), "stacks 100001"),
     "a base that is not of this host": (whole(base={"rope_parameters": 3}), "rope_parameters=3"),
     "a length below zero": (whole(base={"max_position_embeddings": -1}), "max_position_embeddings=-1"),
+    "encoder layers without number": (in_base(encoder_layers=10**9), "encoder_layers=1000000000"),
+    "depths without number": (in_base(vision_config={"depths": [2, 10**9]}), "1000000002 modules"),
+    "lists of layers": (in_base(text_config={"num_hidden_layers": 10**9}), "num_hidden_layers=1000000000"),
+    **{
+        f"another length, {name}": (whole(base={name: 10**15}), f"{name}=1000000000000000")
+        for name in FIELDS
+        if name != "rope_parameters"
+    },
+    **{
+        f"a rotary {name} of {value!r:.20} in {where}": (
+            change(rope_parameters={"rope_type": "linear", name: value}),
+            name,
+        )
+        for name in ("factor", "rope_theta")
+        for value in (-3, 1e308, math.nan, 10**400)
+        for where, change in (("the config", in_base), ("the base", lambda **entries: whole(base=entries)))
+    },
     **{
         f"a distance of {value!r:.20}": (in_stack(max_distance=value), "max_distance")
         for value in (math.nan, 1e308, -4, "4", 10**400, [4], True)
@@ -457,3 +476,32 @@ def test_a_record_that_is_no_record(tmp_path: Path, text: str) -> None:
 def test_a_class_that_the_family_has_not_is_refused_by_transformers(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="Unrecognized configuration class"):
         tf.AutoModelForMaskedLM.from_pretrained(checkpoint)
+
+
+def test_lists_of_layers_are_not_made_of_a_count(tmp_path: Path) -> None:
+    """Config classes make one entry for each layer, before anything of theirs can be compared with the weights."""
+    pospatch.apply(tiny.build("gemma3"), "alibi").save_pretrained(tmp_path / "own")
+    tiny.build("gemma3").save_pretrained(tmp_path / "plain")
+    for folder, inside in (("own", "base_config"), ("plain", None)):
+        file = tmp_path / folder / "config.json"
+        config = json.loads(file.read_text())
+        read = config["pospatch"][inside] if inside else config
+        read.pop("layer_types", None)
+        read["num_hidden_layers"] = 10**9
+        file.write_text(json.dumps(config))
+        with bounded(), pytest.raises(CheckpointError, match="num_hidden_layers=1000000000"):
+            pospatch.from_pretrained(tf.AutoModelForCausalLM, tmp_path / folder)
+        with bounded():
+            seen: Any = pospatch.inspect(tmp_path / folder)
+        assert any("num_hidden_layers=1000000000" in str(item) for item in seen.findings)
+
+
+def test_the_place_of_a_layer_is_no_count(tmp_path: Path) -> None:
+    check_counts({"vision_feature_layer": -2, "mlp_only_layers": list(range(200)), "depths": [2, 2, 18, 2]}, "x")
+
+
+def test_a_native_record_that_asks_for_very_much_is_refused(tmp_path: Path) -> None:
+    """Adopted from what plain transformers loaded; the table of GPT-J has a row for each position that the record promises."""
+    pospatch.apply(tiny.build("gptj"), "linear", factor=2.0).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["pospatch"]["native"], "not native here, so nothing was shown"

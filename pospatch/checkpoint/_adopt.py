@@ -52,7 +52,7 @@ def adopt(model: Any) -> Undo | None:
     loaded, back = base_fields(model), Undo()
     try:
         restore_base(model, record.get("base") or {}, record.get("part"), back)
-        vars(model)[KEY] = attach(model, stack, {}, record.get("part"))
+        vars(model)[KEY] = attach(model, stack, {}, record.get("part"), 0)  # tensors: none
         if odd := [name for name, value in base_fields(model).items() if value != loaded.get(name)]:
             raise CheckpointError(
                 f"the config says {odd[0]}={loaded.get(odd[0])!r:.300} and its patch record {[m.name for m in stack]} stands for "

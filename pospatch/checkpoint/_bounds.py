@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,9 @@ from transformers.models.auto.auto_factory import _get_model_class
 
 from pospatch.errors import CheckpointError
 
-__all__ = ["check_base", "count_numbers"]
+__all__ = ["check_base", "count_numbers", "read_object", "read_shapes"]
 
-MOST_LAYERS = 4096  # of layers, blocks, stages or experts; each is a module, so a count is paid in time and memory
-COUNTS = re.compile(r"(^|_)(n|num)_(\w+_)?(layers?|blocks?|stages?|experts?)$")
+LARGEST = 2**24  # bytes of a JSON file that is read: the index of the largest models has a few million
 SLACK = 2**22  # numbers; heads that are new and tables of indices
 
 
@@ -32,7 +31,6 @@ def check_base(model_class: Any, config: Any, path: Any, kwargs: dict[str, Any],
     Raises:
         CheckpointError: before anything of that size is made.
     """
-    _check_counts(config.to_dict(), str(path))
     files = _weights(path, kwargs.get("variant"), hub)
     size = sum(Path(file).stat().st_size for file in files)
     skeleton = _skeleton(model_class, config, str(path))
@@ -48,15 +46,6 @@ def check_base(model_class: Any, config: Any, path: Any, kwargs: dict[str, Any],
     for name, value in skeleton.state_dict().items() if plain else ():
         if name in shapes and shapes[name] != tuple(value.shape):
             raise CheckpointError(f"{path}: {name} has shape {shapes[name]}, the config wants {tuple(value.shape)}")
-
-
-def _check_counts(config: Any, path: str) -> None:
-    if isinstance(config, list):
-        config = dict(enumerate(config))
-    for name, value in config.items() if isinstance(config, dict) else ():
-        if isinstance(value, int) and COUNTS.search(str(name)) and not 0 <= value <= MOST_LAYERS:
-            raise CheckpointError(f"{path}: its config says {name}={value}; at most {MOST_LAYERS} are read")
-        _check_counts(value, path)
 
 
 def _weights(path: Any, variant: str | None, hub: dict[str, Any]) -> list[str]:
@@ -110,14 +99,31 @@ def count_numbers(file: str | None) -> int:
     return 0 if file is None else sum(math.prod(shape) for shape in read_shapes(file).values())
 
 
-def read_shapes(file: str) -> dict[str, tuple[int, ...]]:
+def read_shapes(file: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a safetensors file, without its tensors.
 
     Raises:
         CheckpointError: not a safetensors file.
     """
     try:
-        with safe_open(file, framework="pt") as stored:
+        with safe_open(os.fspath(file), framework="pt") as stored:
             return {name: tuple(stored.get_slice(name).get_shape()) for name in list(stored.keys())}
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def read_object(file: Path, source: Any) -> dict[str, Any]:
+    """A JSON object of a checkpoint that is not trusted.
+
+    Raises:
+        CheckpointError: too large, or no JSON object.
+    """
+    if (size := file.stat().st_size) > LARGEST:
+        raise CheckpointError(f"{source}: {file.name} has {size} bytes, which no such file has")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source}: {file.name} is no JSON: {type(error).__name__}: {error!s:.200}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{source}: {file.name} is no JSON object")
+    return content

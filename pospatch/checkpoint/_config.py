@@ -12,6 +12,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto import modeling_auto
 from transformers.models.auto.auto_factory import _BaseAutoModelClass
 
+from pospatch.checkpoint._numbers import check_counts, check_rotary
 from pospatch.checkpoint._record import methods_of
 from pospatch.engine._native import FIELDS
 from pospatch.errors import CheckpointError
@@ -49,6 +50,8 @@ class PospatchConfig(PreTrainedConfig):
                 "the checkpoint's config.json has no usable 'pospatch.base_config'; save it again with pospatch"
             )
         nested = {name: value for name, value in nested.items() if name not in NEVER}
+        check_counts(nested, "the checkpoint")
+        check_rotary(nested, "the checkpoint's 'pospatch.base_config'")
         try:
             base_class = type(AutoConfig.for_model(nested["model_type"]))
             base, unused = base_class.from_dict(nested, return_unused_kwargs=True, **kwargs)

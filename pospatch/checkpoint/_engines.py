@@ -48,7 +48,7 @@ def gguf_keys(config: Any) -> dict[str, Any] | None:
         return None
     found: dict[str, Any] = {
         "context_length": text.max_position_embeddings,
-        "rope.freq_base": parameters.get("rope_theta"),
+        "rope.freq_base": float(parameters.get("rope_theta") or 10000.0),
     }
     if kind == "default":
         return found

@@ -11,7 +11,7 @@ from pospatch.checkpoint._own import own_tensors
 from pospatch.checkpoint._peft_save import CONFIG, TENSORS, arm_adapters, arm_wrapper
 from pospatch.checkpoint._record import methods_of
 from pospatch.checkpoint.adapter import make_record, put_on, read_json
-from pospatch.errors import AlreadyPatched, CheckpointError
+from pospatch.errors import AlreadyPatched, CheckpointError, short
 
 __all__ = ["load_peft"]
 
@@ -34,19 +34,21 @@ def load_peft(model: Any, path: str | os.PathLike[str], *, adapter_name: str = "
     from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftModel
 
     from pospatch.api import patch_of, unwrap
+    from pospatch.checkpoint import adopted
 
     hub = {name: kwargs[name] for name in HUB if name in kwargs}
     content, target = read_json(path, CONFIG, hub), unwrap(model)
     record = content.pop("pospatch", None)
     if record is None:
-        if patch_of(target) is not None:
-            raise CheckpointError(
-                f"{path} was trained without a patch and the base carries one; load it on a bare base"
-            )
+        with adopted(target):
+            if patch_of(target) is not None:
+                raise CheckpointError(
+                    f"{path} was trained without a patch and the base carries one; load it on a bare base"
+                )
         return PeftModel.from_pretrained(model, path, adapter_name=adapter_name, **kwargs)
     kind = record.get("peft_type") if isinstance(record, dict) else None
-    if kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise CheckpointError(f"{path}: the type of the adapter is {kind!r}, which this peft does not know")
+    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        raise CheckpointError(f"{path}: the type of the adapter is {short(kind)}, which this peft does not know")
     applied = _put_on(target, record, path, hub)
     try:
         config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]

@@ -133,9 +133,11 @@ class AdapterSaver:
         return AdapterSaver, (self._model(), self._config())
 
     def __call__(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        from pospatch.api import patch_of
+
         model, config, folder = self._model(), self._config(), Path(save_directory)
         assert config is not None  # whoever calls holds it
-        if model is None:  # it now belongs to another one, which has no patch
+        if model is None or patch_of(model) is None:  # it now belongs to another one, or the patch was taken off
             type(config).save_pretrained(config, save_directory, **kwargs)
             return
         record = {**make_record(model), "peft_type": config.peft_type.value}

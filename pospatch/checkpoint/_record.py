@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pospatch import registry
+from pospatch.checkpoint._numbers import check_rotary
 from pospatch.engine._native import FIELDS
 from pospatch.engine._patch import merge
 from pospatch.errors import CheckpointError, PospatchError, short
@@ -73,14 +74,15 @@ def _method(item: Any) -> Method:
 
 def _check_base_fields(base: dict[str, Any]) -> None:
     """The fields of the base's own config that a saved patch goes back to when it is removed."""
-    length, rope = (base.get(name) for name in ("max_position_embeddings", "rope_parameters"))
     if set(base) - {*FIELDS, "name", "fields", "sha256"}:
         raise CheckpointError(
             f"the patch record's 'base' has unknown entries: {short(sorted(set(base) - set(FIELDS), key=str))}"
         )
-    if length is not None and (type(length) is not int or not 0 < length < 2**40):
-        raise CheckpointError(
-            f"the patch record's base has max_position_embeddings={short(length)}, which is no length"
-        )
+    for name in FIELDS:
+        length = base.get(name)
+        if name != "rope_parameters" and length is not None and (type(length) is not int or not 0 < length < 2**40):
+            raise CheckpointError(f"the patch record's base has {name}={short(length)}, which is no length")
+    rope = base.get("rope_parameters")
     if rope is not None and not isinstance(rope, dict):
         raise CheckpointError(f"the patch record's base has rope_parameters={short(rope)}, which is no dictionary")
+    check_rotary(base, "the patch record's base")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pospatch.checkpoint import _base
+from pospatch.checkpoint._bounds import read_object
 from pospatch.checkpoint._load import HUB, file_of, put_stack
 from pospatch.checkpoint._own import own_tensors, save_own
 from pospatch.checkpoint._publish import replacing
@@ -18,7 +19,6 @@ __all__ = ["RECORD", "load_adapter", "make_record", "put_on", "read_json", "save
 
 RECORD = "pospatch_adapter.json"
 TENSORS = "pospatch_adapter.safetensors"  # not the name in a whole checkpoint, so that both can share a folder
-LARGEST = 2**24  # bytes of a record; ours have a few hundred
 
 
 def save_adapter(model: Any, path: str | os.PathLike[str]) -> None:
@@ -108,12 +108,4 @@ def read_json(path: Any, name: str, hub: dict[str, Any]) -> dict[str, Any]:
     found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
     if found is None:
         raise CheckpointError(f"{path} has no {name}: no patch was saved there")
-    if Path(found).stat().st_size > LARGEST:
-        raise CheckpointError(f"{path}: {name} has {Path(found).stat().st_size} bytes, which no record has")
-    try:
-        content = json.loads(Path(found).read_text())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {name} is no JSON: {error!s:.300}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: {name} is no JSON object")
-    return content
+    return read_object(Path(found), path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pospatch.checkpoint import _base
 from pospatch.checkpoint._engines import llama_cpp_flags, vllm_overrides
-from pospatch.checkpoint.llama_cpp import CLASSES
+from pospatch.checkpoint.llama_cpp import hindrance
 
 __all__ = ["card", "licence_of"]
 
@@ -109,7 +109,7 @@ def _engines(model: Any, repo: str, base: str | None, native: bool) -> str:
         lines.append(f"vLLM, on the unpatched base:\n\n```\nvllm serve {name} --hf-overrides {overrides}\n```")
     if (flags := llama_cpp_flags(model.config)) is not None:
         lines.append(f"llama.cpp, on a GGUF of the unpatched base:\n\n```\nllama-server {flags}\n```")
-    elif type(model).__name__ in CLASSES:
+    elif hindrance(type(model).__name__, model.config, model.dtype) is None:
         lines.append(
             "llama.cpp has no flags for these positions, a GGUF has:\n\n"
             f"```\npip install 'pospatch[gguf]'\npospatch export {repo} --output model.gguf\n```"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pospatch.engine._plan import Plan
     from pospatch.engine._undo import Undo
 
-__all__ = ["base_fields", "restore_base", "same_spectrum", "write"]
+__all__ = ["FIELDS", "SPECTRAL", "base_fields", "restore_base", "same_spectrum", "write"]
 
 SPECTRAL = (
     "rope_type",

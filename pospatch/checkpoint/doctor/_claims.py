@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
-__all__ = ["PARAMETERS", "Claims", "Stated", "claims", "finite", "text_of"]
+from pospatch.checkpoint._numbers import DICTIONARIES, finite
+from pospatch.engine._native import SPECTRAL
 
-DICTIONARIES = ("rope_scaling", "rope_parameters")
+__all__ = ["PARAMETERS", "Claims", "Stated", "claims", "text_of"]
+
 THETAS = (
     "rope_theta",
     "rotary_emb_base",
@@ -20,20 +21,7 @@ THETAS = (
     "rope_local_base_freq",
 )
 SHARES = ("partial_rotary_factor", "rotary_pct", "rotary_percent", "rope_pct")
-PARAMETERS = (
-    "factor",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "mscale",
-    "mscale_all_dim",
-    "truncate",
-    "short_factor",
-    "long_factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
-)
+PARAMETERS = SPECTRAL[1:]  # of a rope_type
 PLAIN = ("default", "none", "None", "mrope")  # nothing is scaled
 RENAMED = {"su": "longrope"}
 
@@ -106,8 +94,3 @@ def _dictionaries(where: str, found: Any) -> list[Stated]:
 def _type(group: dict[str, Any]) -> str | None:
     kind = group.get("rope_type", group.get("type"))
     return RENAMED.get(kind, kind) if isinstance(kind, str) else None
-
-
-def finite(value: Any) -> TypeGuard[int | float]:
-    """True for a number that can be computed with."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -92,21 +92,27 @@ def _none_ignored(path: Any, given: dict[str, Any]) -> None:
 
 
 def gather_files(
-    files: Files, *, auto_class: str | None = None, base: Any = None, hub: dict[str, Any] | None = None
+    files: Files,
+    *,
+    auto_class: str | None = None,
+    base: Any = None,
+    hub: dict[str, Any] | None = None,
+    only_models: bool = False,
 ) -> Evidence:
-    """Read what lies in a folder or repository."""
+    """Read what lies in a folder or repository; of a base no adapter, which may name itself as its own."""
     names = files.names()
-    for name, kind in KINDS.items():
+    kinds = {name: kind for name, kind in KINDS.items() if kind == "model" or not only_models}
+    for name, kind in kinds.items():
         if (names is None or name in names) and (content := read_json(files, name)) is not None:
             if kind == "model":
                 _none_ignored(files.source, {"base": base})
                 return _model(files, content, auto_class)
             return _adapter(files, kind, content, base, hub or {})
-    if isinstance(files, Folder) and (file := only_gguf(files.root)):
+    if isinstance(files, Folder) and (file := only_gguf(files.folder)):
         return _gguf(files, file, auto_class)
     if names and any(name.endswith(".gguf") for name in names):
         raise CheckpointError(f"{files.source} has GGUF files only; download one and give its path")
-    raise CheckpointError(f"{files.source} is no checkpoint: no {', no '.join(KINDS)}, no .gguf file")
+    raise CheckpointError(f"{files.source} is no checkpoint: no {', no '.join(kinds)}, no .gguf file")
 
 
 def _model(files: Files, raw: dict[str, Any], auto_class: str | None) -> Evidence:
@@ -122,7 +128,7 @@ def _model(files: Files, raw: dict[str, Any], auto_class: str | None) -> Evidenc
         inner if isinstance(inner, dict) else raw,
         record,
         stack,
-        use(config.parent, auto_class, list(stack)),
+        use(config.parent, raw, auto_class, list(stack)),
         weights_of(files, TENSORS["model"]),
         read_json(files, "tokenizer_config.json"),
     )
@@ -150,18 +156,20 @@ def _base(name: Any, asked: Any, files: Files, hub: dict[str, Any]) -> Evidence 
     """The base of an adapter; of one that the adapter names and that is not at hand, None."""
     if not isinstance(name, str | os.PathLike) or not str(name):
         return None
-    here = {key: hub[key] for key in ("cache_dir", "token", "local_files_only") if key in hub}
-    if Path(name).is_dir():
+    here: dict[str, Any] = {key: hub[key] for key in ("cache_dir", "token", "local_files_only") if key in hub}
+    file = Path(name).expanduser()
+    if asked is None and not isinstance(files, Folder) and file.exists():
+        return None  # what was downloaded names no place on this machine
+    if file.is_dir():
         here = {}
     elif asked is None and isinstance(files, Folder):
         here["local_files_only"] = True  # a file on this machine sends nobody to the network
     try:
-        found = gather(name, **here)
+        return gather(name) if file.is_file() else gather_files(open_files(name, here), only_models=True)
     except PospatchError:
         if asked is not None:
             raise
         return None
-    return found if found.kind in ("model", "gguf") else None
 
 
 def _stack(record: Any) -> tuple[Any, ...]:
@@ -174,5 +182,6 @@ def _stack(record: Any) -> tuple[Any, ...]:
 def _gguf(files: Folder, file: Path, auto_class: str | None) -> Evidence:
     header = read_header(file)
     with without_vocabulary(header) as short:
-        used = use(short.parent, auto_class, [], short.name)
+        counts = {"blocks": header.get("block_count"), "experts": header.get("expert_count")}
+        used = use(short.parent, counts, auto_class, [], short.name)
     return Evidence(files.source, "gguf", files, used=used, gguf=header)

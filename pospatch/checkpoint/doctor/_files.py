@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Protocol
 
+from pospatch.checkpoint._bounds import read_object, read_shapes
 from pospatch.checkpoint._load import HUB
 from pospatch.errors import BadOption, BadOptionType, CheckpointError
 
-__all__ = ["LARGEST", "Files", "Folder", "Repository", "open_files"]
-
-LARGEST = 2**26  # bytes of a JSON file that is read: the index of the largest models has a few million
+__all__ = ["Files", "Folder", "Repository", "open_files"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -21,7 +19,10 @@ class Files(Protocol):
     """What the doctor asks of a folder or repository."""
 
     source: str
-    folder: Path | None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where they all are on this machine, or None."""
 
     def names(self) -> set[str] | None:
         """Names of all files, or None where they are not all known."""
@@ -37,24 +38,17 @@ class Folder:
     """A folder on this machine; `whole` is False for a cache that may hold some of the files only."""
 
     def __init__(self, folder: Path, source: str | None = None, whole: bool = True) -> None:
-        self.folder: Path | None = folder
-        self.root, self.source, self.whole = folder, source or str(folder), whole
+        self.folder, self.source, self.whole = folder, source or str(folder), whole
 
     def names(self) -> set[str] | None:
-        return {path.name for path in self.root.iterdir()} if self.whole else None
+        return {path.name for path in self.folder.iterdir()} if self.whole else None
 
     def path(self, name: str) -> Path | None:
-        found = self.root / name
+        found = self.folder / name
         return found if found.is_file() else None
 
     def shapes(self, name: str) -> Shapes:
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(os.fspath(self.root / name), framework="pt") as stored:
-                return {key: tuple(stored.get_slice(key).get_shape()) for key in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.source}: {name} is not a whole safetensors file: {error}") from error
+        return read_shapes(self.folder / name)
 
 
 class Repository:
@@ -130,7 +124,10 @@ def open_files(path: str | os.PathLike[str], hub: dict[str, Any]) -> Files:
     if folder.is_dir():
         if odd := sorted(name for name in hub if name != "subfolder"):
             raise BadOption(f"{odd[0]}=... would be ignored: {path} is a folder on this machine")
-        return Folder(folder / (hub.get("subfolder") or ""), str(path))
+        inner = folder / (hub.get("subfolder") or "")
+        if not inner.is_dir():
+            raise CheckpointError(f"{path} has no folder {hub['subfolder']!r:.100}")
+        return Folder(inner, str(path))
     name = str(path)
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise CheckpointError(
@@ -146,14 +143,4 @@ def read_json(files: Files, name: str) -> dict[str, Any] | None:
         CheckpointError: too large, or no JSON object.
     """
     path = files.path(name)
-    if path is None:
-        return None
-    if path.stat().st_size > LARGEST:
-        raise CheckpointError(f"{files.source}: {name} has {path.stat().st_size} bytes, which no such file has")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{files.source}: {name} is no JSON: {type(error).__name__}: {error!s:.200}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{files.source}: {name} is no JSON object")
-    return content
+    return None if path is None else read_object(path, files.source)

@@ -49,9 +49,15 @@ class Header:
         return self.keys.get(f"{self.architecture}.{key}")
 
     @property
+    def factor(self) -> Any:
+        """The factor of the scaling as llama.cpp takes it, under its key or the older one; 1 where none is stated."""
+        stated = self.get("rope.scaling.factor")
+        return (self.get("rope.scale_linear") if stated is None else stated) or 1.0
+
+    @property
     def scaling(self) -> str:
-        """The kind of scaling; "none" where none is stated."""
-        return str(self.get("rope.scaling.type") or "none")
+        """The kind of scaling; where none is stated, llama.cpp's default for a factor, else "none"."""
+        return str(self.get("rope.scaling.type") or ("none" if self.factor == 1.0 else "linear"))
 
 
 class _Cursor:

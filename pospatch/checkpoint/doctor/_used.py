@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pospatch.checkpoint._numbers import check_counts
 from pospatch.engine._quiet import quiet
 from pospatch.errors import BadOption, CheckpointError
 
 __all__ = ["Table", "Used", "look", "use"]
 
-MODULES = 4096  # of one kind in a config, beyond which no model is built, not even without memory
 WIDTH = 2**16  # of a head, beyond which no frequencies are computed
 
 
@@ -73,8 +73,12 @@ class Used:
         return {label: theta for label, theta in found.items() if theta is not None}
 
 
-def use(folder: Path, auto_class: str | None, stack: list[Any], gguf_file: str | None = None) -> Used:
+def use(
+    folder: Path, raw: dict[str, Any], auto_class: str | None, stack: list[Any], gguf_file: str | None = None
+) -> Used:
     """Read the config as transformers does and build its model without memory.
+
+    raw: the numbers in it that say how many modules there are.
 
     Raises:
         BadOption: `auto_class` is no class of transformers that builds models.
@@ -85,6 +89,10 @@ def use(folder: Path, auto_class: str | None, stack: list[Any], gguf_file: str |
 
     register()
     extra = {} if gguf_file is None else {"gguf_file": gguf_file}
+    try:
+        check_counts(raw, gguf_file or "config.json")
+    except CheckpointError as error:
+        return Used(failure=str(error))
     try:
         with quiet():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
@@ -106,8 +114,6 @@ def look(config: Any, auto_class: str | None = None, stack: Sequence[Any] = ()) 
     build = _class(config, auto_class)
     name = getattr(build, "__self__", build).__name__
     try:
-        if many := _many(config):
-            return Used(config, f"a model of {many} is not built", name)
         with quiet(), torch.device("meta"):
             model = build(config)
         part, half = choose(model, None)
@@ -136,14 +142,6 @@ def _rows(plan: Any) -> list[dict[str, Any]]:
     from pospatch.engine._describe import site_rows
 
     return site_rows(plan)
-
-
-def _many(config: Any) -> str | None:
-    """A number of layers or experts that would fill the memory even without weights."""
-    for name, value in config.get_text_config(decoder=True).to_dict().items():
-        if ("layer" in name or "expert" in name) and isinstance(value, int) and value > MODULES:
-            return f"{name}={value}"
-    return None
 
 
 def _class(config: Any, auto_class: str | None) -> Any:

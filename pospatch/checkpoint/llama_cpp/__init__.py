@@ -1,5 +1,5 @@
 """GGUF: a model whose rotary spectrum llama.cpp computes exactly, with its vocabulary, in one file."""
 
-from pospatch.checkpoint.llama_cpp._export import CLASSES, GgufExport, export_gguf
+from pospatch.checkpoint.llama_cpp._export import GgufExport, export_gguf, hindrance
 
-__all__ = ["CLASSES", "GgufExport", "export_gguf"]
+__all__ = ["GgufExport", "export_gguf", "hindrance"]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from pospatch.checkpoint._native_form import Form
-from pospatch.checkpoint.llama_cpp._frequencies import FACTORS, Said, computed, say
+from pospatch.checkpoint.llama_cpp._frequencies import FACTORS, NEAR, Said, computed, say
 from pospatch.checkpoint.llama_cpp._vocabulary import write_vocabulary
 from pospatch.errors import BadOption, CheckpointError, UnsupportedHost
 
-__all__ = ["CLASSES", "GgufExport", "export_gguf"]
+__all__ = ["GgufExport", "export_gguf", "hindrance"]
 
 CLASSES = ("LlamaForCausalLM", "MistralForCausalLM")  # that llama.cpp's architecture "llama" is
 ARCHITECTURE = "llama"
@@ -84,36 +84,38 @@ def export_gguf(form: Form, path: str | os.PathLike[str], *, tokenizer: Any, ver
         *form.notes,
         "transformers drops scaling keys and divisors of a GGUF; pospatch.from_pretrained(..., gguf_file=...) puts them back",
     ]
-    plain = said.factors is None and "rope.scaling.type" not in said.keys
+    plain = said.factors is None and not any(name.startswith("rope.scaling.") for name in said.keys)
     return GgufExport(str(path), f"GGUF, architecture {ARCHITECTURE}, {how}", said.keys, difference,
                       form.notes if plain else notes)  # fmt: skip
 
 
-def _check(form: Form, tokenizer: Any) -> None:
-    config, name = form.config, form.model_class.__name__
+def hindrance(name: str, config: Any, dtype: torch.dtype | None) -> str | None:
+    """Why a model of this class and config has no exact GGUF, with the nearest way; None where nothing of it says so."""
     if name not in CLASSES:
-        raise UnsupportedHost(
+        return (
             f"{name} has no exact GGUF; known are {', '.join(CLASSES)} (llama.cpp's GELU is looked up in half precision, and "
             f"its other architectures read no divisors of the frequencies); {WAY_OUT}"
         )
     for field_name, wanted in WANTED.items():
         got = getattr(config, field_name, wanted)
         if got != wanted:
-            raise UnsupportedHost(f"{field_name}={got!r}, and llama.cpp's llama has {wanted!r}; {WAY_OUT}")
+            return f"{field_name}={got!r}, and llama.cpp's llama has {wanted!r}; {WAY_OUT}"
     parameters = getattr(config, "rope_parameters", None) or {}
     if parameters.get("rope_type") == "dynamic":
-        raise UnsupportedHost(
-            "llama.cpp has no frequencies that follow the length of the input; nearest: apply 'ntk' with the same factor"
-        )
+        return "llama.cpp has no frequencies that follow the length of the input; nearest: apply 'ntk' with the same factor"
     if parameters.get("short_factor") != parameters.get("long_factor"):
-        raise UnsupportedHost(
+        return (
             "llama.cpp chooses between short_factor and long_factor by the size of its context, transformers by the length of "
             "the input; nearest: apply 'longrope' with long_factor as both lists"
         )
-    if form.config.dtype not in FILE_TYPES:
-        raise UnsupportedHost(
-            f"a GGUF holds float32, float16 or bfloat16, got {form.config.dtype}; convert the model first"
-        )
+    if dtype not in FILE_TYPES:
+        return f"a GGUF holds float32, float16 or bfloat16, got {dtype}; convert the model first"
+    return None
+
+
+def _check(form: Form, tokenizer: Any) -> None:
+    if reason := hindrance(form.model_class.__name__, form.config, form.config.dtype):
+        raise UnsupportedHost(reason)
     if tokenizer is None:
         raise BadOption("a GGUF carries its vocabulary, and llama.cpp's server stops without one: give tokenizer=...")
 
@@ -197,10 +199,10 @@ def _stored(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _read_back(file: Path, form: Form, said: Said, tensors: dict[str, Tensor]) -> float:
-    """Largest relative difference of a frequency, from what stands in the file; the weights must be equal to the bit.
+    """Largest relative difference of a frequency or of the amplitude, from what stands in the file, whose keys are float32.
 
     Raises:
-        CheckpointError: they are not.
+        CheckpointError: it is beyond rounding, or the weights are not equal to the bit.
     """
     import numpy as np
     from gguf import GGUFReader
@@ -219,4 +221,10 @@ def _read_back(file: Path, form: Form, said: Said, tensors: dict[str, Tensor]) -
     turning = inv_freq > 0
     gap = ((theirs - inv_freq.double()).abs() / inv_freq.double())[turning]
     worst = max(float(gap.max()) if len(gap) else 0.0, float(theirs[~turning].max()) if not turning.all() else 0.0)
-    return max(worst, abs(factor / amplitude - 1.0))
+    worst = max(worst, abs(factor / amplitude - 1.0))
+    if not worst <= 2 * NEAR:
+        raise CheckpointError(
+            f"llama.cpp computes other frequencies from what was written, by {worst:.1e}; nothing was kept. "
+            "Please report it, with the model's config.json"
+        )
+    return worst

@@ -7,7 +7,7 @@ type linear: theta / factor;  type yarn: a ramp between both, and attn_factor * 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,11 +25,10 @@ NEAR = 2e-6  # relative, in which two float32 formulas of one frequency may diff
 
 @dataclass(frozen=True)
 class Said:
-    """Keys below the architecture's name, divisors, and the largest relative difference of a frequency."""
+    """Keys below the architecture's name, and divisors."""
 
     keys: dict[str, Any]
     factors: Tensor | None = None
-    difference: float = field(default=0.0)
 
 
 def say(config: Any, inv_freq: Tensor, amplitude: float) -> Said:
@@ -47,10 +46,8 @@ def say(config: Any, inv_freq: Tensor, amplitude: float) -> Said:
     divisors = computed(plain, None, len(inv_freq))[0] / inv_freq.double()
     divisors = torch.where(inv_freq == 0, STILL, divisors).float()
     for keys, factors in ((gguf_keys(config), None), (plain, None), (plain, divisors)):
-        if keys is not None:
-            gap = _difference(keys, factors, inv_freq, amplitude)
-            if gap <= NEAR:
-                return Said(keys, factors, gap)
+        if keys is not None and _difference(keys, factors, inv_freq, amplitude) <= NEAR:
+            return Said(keys, factors)
     raise UnsupportedHost("llama.cpp computes other frequencies from every form that a GGUF has for this spectrum")
 
 

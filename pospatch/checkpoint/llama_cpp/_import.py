@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from pospatch.checkpoint.doctor._claims import finite
+from pospatch.checkpoint._numbers import finite
 from pospatch.checkpoint.doctor._gguf import Header
 from pospatch.checkpoint.llama_cpp._frequencies import FACTORS, computed
-from pospatch.errors import CheckpointError, CheckpointWarning
+from pospatch.errors import CheckpointError, CheckpointWarning, short
 
 __all__ = ["put_back", "stack_of"]
 
@@ -21,32 +21,36 @@ SLOWEST = (
 NEAR = 1e-5  # relative: the keys are float32, and so is what transformers computes
 
 
-def stack_of(header: Header, theta: float | None) -> Stack:
-    """The methods that give a model with plain frequencies of `theta` the file's positions.
+def stack_of(header: Header, theta: float | None, pairs: int) -> Stack:
+    """The methods that give a model with plain frequencies of `theta` for so many pairs the file's positions.
 
     Raises:
-        CheckpointError: a kind that no method has.
+        CheckpointError: a kind that no method has, or numbers that are none.
     """
     keys = _keys(header)
+    for name in ("rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor"):
+        if not (finite(keys.get(name, 1.0)) and keys.get(name, 1.0) > 0):
+            raise CheckpointError(f"a GGUF with {name} = {short(keys[name])}; a number above 0 is wanted")
     wanted = float(keys.get("rope.freq_base", 10000.0))
     stack: Stack = (
         [] if theta is not None and abs(theta - wanted) <= 1e-4 * wanted else [("rope", {"rope_theta": wanted})]
     )
-    factor, kind = float(keys.get("rope.scaling.factor", 1.0)), header.scaling
-    amplitude = keys.get("rope.scaling.attn_factor")
-    if FACTORS in header.factors and kind == "none":
-        lists = tuple(min(value, SLOWEST) for value in header.factors[FACTORS])
-        options = {"short_factor": lists, "long_factor": lists, "attention_factor": float(amplitude or 1.0)}
-        return [*stack, ("longrope", {"factor": 1.0, **options})]
-    if kind == "linear" and not header.factors and amplitude in (None, 1.0):
+    factor, kind = float(keys["rope.scaling.factor"]), header.scaling
+    amplitude = float(keys.get("rope.scaling.attn_factor", 1.0))
+    if kind == "linear" and not header.factors and amplitude == 1.0:
         return [*stack, ("linear", {"factor": factor})]
+    if kind in ("none", "linear") and set(header.factors) <= {FACTORS} and (header.factors or amplitude != 1.0):
+        step = factor if kind == "linear" else 1.0
+        lists = tuple(min(step * value, SLOWEST) for value in header.factors.get(FACTORS, [1.0] * pairs))
+        options = {"short_factor": lists, "long_factor": lists, "attention_factor": amplitude}
+        return [*stack, ("longrope", {"factor": 1.0, **options})]
     if kind == "yarn" and not header.factors and finite(keys.get("rope.scaling.original_context_length")):
         options = {
             name: keys[f"rope.scaling.yarn_{name}"]
             for name in ("beta_fast", "beta_slow")
             if f"rope.scaling.yarn_{name}" in keys
         }
-        if amplitude not in (None, 1.0):
+        if amplitude != 1.0:
             options["attention_factor"] = computed(keys, None, 2)[1]
         original = int(keys["rope.scaling.original_context_length"])
         return [*stack, ("yarn", {"factor": factor, "original_max_position_embeddings": original, **options})]
@@ -68,7 +72,11 @@ def put_back(model: Any, header: Header) -> None:
     from pospatch.engine._sites import find, rotations
 
     rotation = rotations(find(model)).get(None)
-    stack = stack_of(header, rotation.theta if rotation is not None else None)
+    if rotation is None:
+        raise CheckpointError(
+            "the model has not one rotation for all layers, which the GGUF states; take the original checkpoint"
+        )
+    stack = stack_of(header, rotation.theta, rotation.dim // 2)
     pospatch.apply(model, stack)
     try:
         _check_spectrum(model, header)
@@ -104,6 +112,7 @@ def _check_spectrum(model: Any, header: Header) -> None:
 
 
 def _keys(header: Header) -> dict[str, Any]:
-    """Keys below the architecture's name."""
+    """Keys below the architecture's name, the scaling as llama.cpp takes it."""
     begin = f"{header.architecture}."
-    return {name.removeprefix(begin): value for name, value in header.keys.items() if name.startswith(begin)}
+    keys = {name.removeprefix(begin): value for name, value in header.keys.items() if name.startswith(begin)}
+    return {**keys, "rope.scaling.type": header.scaling, "rope.scaling.factor": header.factor}

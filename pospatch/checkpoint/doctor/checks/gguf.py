@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from pospatch.checkpoint.doctor._claims import finite
+from pospatch.checkpoint._numbers import finite
 from pospatch.checkpoint.doctor._evidence import Evidence
 from pospatch.checkpoint.doctor._finding import Finding, error, warning
 from pospatch.checkpoint.doctor._gguf import Header
@@ -17,21 +17,26 @@ THETA = 10000.0  # llama.cpp's, where a file states none
 def gguf_scaling(seen: Evidence) -> Iterator[Finding]:
     """A scaling in the keys that transformers does not take over."""
     header, used = seen.gguf, seen.used
-    if header is None or used.config is None or header.scaling == "none" or header.get("rope.scaling.factor") == 1.0:
+    if header is None or used.config is None:
         return
     kinds = {str(item.get("rope_type")) for item in used.rope.values()}
-    if header.scaling not in kinds:
+    scaled = header.scaling != "none" and header.factor != 1.0 and header.scaling not in kinds
+    amplitude = header.get("rope.scaling.attn_factor")
+    louder = amplitude not in (None, 1.0) and all(item.get("attention_factor") is None for item in used.rope.values())
+    if scaled or louder:
+        by_hand = "" if louder else f"; by hand: {_call(header)}"
         yield error(
             f"{' and '.join(sorted(kinds)) or 'no scaling'} in transformers, which reads no such key for {header.architecture}",
-            f"{header.architecture}.rope.scaling.type = {header.scaling}, factor {header.get('rope.scaling.factor')}",
-            f"pospatch.from_pretrained(AutoModelForCausalLM, folder, gguf_file=...) puts it back; by hand: {_call(header)}",
+            f"{header.architecture}.rope.scaling.type = {header.scaling}, factor {header.factor}"
+            + (f", attn_factor {amplitude}" if louder else ""),
+            f"pospatch.from_pretrained(AutoModelForCausalLM, folder, gguf_file=...) puts it back{by_hand}",
         )
 
 
 def _call(header: Header) -> str:
     """The call that gives a loaded model the file's scaling."""
     options = {
-        "factor": header.get("rope.scaling.factor"),
+        "factor": header.factor,
         "original_max_position_embeddings": header.get("rope.scaling.original_context_length"),
         "beta_fast": header.get("rope.scaling.yarn_beta_fast"),
         "beta_slow": header.get("rope.scaling.yarn_beta_slow"),

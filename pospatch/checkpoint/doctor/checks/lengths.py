@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pospatch.checkpoint.doctor._claims import finite
+from pospatch.checkpoint._numbers import finite
 from pospatch.checkpoint.doctor._evidence import Evidence
 from pospatch.checkpoint.doctor._finding import Finding, error, note, warning
 from pospatch.checkpoint.doctor.checks._registry import check

@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pospatch.checkpoint.doctor._claims import PARAMETERS, PLAIN, RENAMED, Stated, finite
+from pospatch.checkpoint._numbers import LARGEST, finite, wrong_numbers
+from pospatch.checkpoint.doctor._claims import PARAMETERS, PLAIN, RENAMED, Stated
 from pospatch.checkpoint.doctor._evidence import Evidence
 from pospatch.checkpoint.doctor._finding import Finding, error, note, warning
 from pospatch.checkpoint.doctor.checks._registry import check
+from pospatch.errors import short
 
 MOVE = "write it as rope_parameters alone: {}, and delete the other spellings from config.json"
 NEEDS_ORIGINAL = ("yarn", "longrope", "llama3")
-ABOVE_ZERO = (
-    "factor",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
-    "low_freq_factor",
-    "high_freq_factor",
-    "rope_theta",
-)
-LARGEST = 1e9  # a theta or factor beyond which float32 frequencies say nothing
 THETA = 10000.0
 
 
@@ -190,12 +182,10 @@ def _pairs(seen: Evidence, label: str | None, parameters: dict[str, Any]) -> int
 def bad_numbers(seen: Evidence) -> Iterator[Finding]:
     """Numbers that transformers takes without a word and that turn positions into nonsense."""
     for label, parameters in _used(seen).items():
-        for name in ABOVE_ZERO:
-            value = parameters.get(name)
-            if value is not None and not (finite(value) and 0 < value <= LARGEST):
-                yield error(
-                    _at(label, f"{name}={value!r:.60}"), f"a number above 0 and at most {LARGEST:g}", "correct it"
-                )
+        for name, value in wrong_numbers(parameters):
+            yield error(
+                _at(label, f"{name}={short(value):.60}"), f"a number above 0 and at most {LARGEST:g}", "correct it"
+            )
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             one, other = parameters.get(low), parameters.get(high)
             if finite(one) and finite(other) and one >= other:  # type: ignore[operator]
