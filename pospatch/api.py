@@ -111,11 +111,12 @@ def coordinates(model: Any, where: Tensor) -> Iterator[None]:
 
     Args:
         where: (batch or 1, length), or (batch or 1, length, axes) for a method of several axes. Every call of the model inside
-            the block reads them in place of positions, in all layers; backward belongs inside too where it checkpoints.
+            the block reads them in place of positions, in all layers.
 
     Raises:
         BadOption: another number of axes than the method takes, or of tokens than a call has.
-        UnsupportedHost: what stands on the model does not turn q and k by positions alone.
+        UnsupportedHost: what stands on the model does not turn q and k by positions alone; or the model is trained with
+            gradient checkpointing, whose backward would repeat layers without them.
 
     >>> with pospatch.coordinates(model, points):  # doctest: +SKIP
     ...     output = model(inputs_embeds=features)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -104,22 +105,29 @@ def test_steps_of_a_cache_get_their_own_coordinates() -> None:
     close(torch.cat(parts, dim=1), whole)
 
 
-def test_gradients_with_checkpointing_inside_the_block() -> None:
+def test_checkpointing_would_repeat_layers_without_them() -> None:
     model, where, tokens = patched("cayley_string", "llama", 2).train(), points(2), tiny.ids(2, LENGTH)
-
-    def gradients() -> list[Tensor]:
-        model.zero_grad()
-        with pospatch.coordinates(model, where):
-            model(input_ids=tokens, use_cache=False).logits.square().mean().backward()
-        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-
-    plain = gradients()
     model.gradient_checkpointing_enable()
-    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(gradients(), plain, strict=True))
+    with pytest.raises(UnsupportedHost, match="gradient checkpointing"), pospatch.coordinates(model, where):
+        pass
+    checkpointed = hidden(model, where, tokens, use_cache=False)  # without gradients nothing is repeated
+    model.gradient_checkpointing_disable()
     with pospatch.coordinates(model, where):
-        loss = model(input_ids=tokens, use_cache=False).logits.square().mean()
-    with pytest.raises((UnsupportedHost, RuntimeError)):  # outside, the layers that are repeated have no coordinates
-        loss.backward()
+        logits = model(input_ids=tokens, use_cache=False).logits
+    close(logits.detach(), checkpointed)
+    logits.square().mean().backward()
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    model, where = patched("rope_nd", "bert", 2), points(2)
+    plain, placed = hidden(model, None), hidden(model, where)
+    with ThreadPoolExecutor(1) as other, pospatch.coordinates(model, where):
+        close(other.submit(hidden, model, None).result(), plain)
+        close(other.submit(hidden, model, where).result(), placed)
+        with torch.no_grad():
+            close(model(input_ids=tiny.ids(2, LENGTH)).logits, placed)
+        twin = copy.deepcopy(model)
+    close(hidden(twin, None), plain)
 
 
 def test_blocks_nest_and_leave_nothing_behind() -> None:
@@ -142,7 +150,7 @@ def test_blocks_nest_and_leave_nothing_behind() -> None:
         ("bert", "rope_nd", {"axes": 3}, points(2), "takes 3 numbers"),
         ("bert", "rope_nd", {}, points(2)[:, :4], "coordinates are for 2 sequences of 4 tokens"),
         ("bert", "rope_nd", {}, points(2)[0, 0], "a tensor of numbers"),
-        ("bert", "alibi", {}, points(2), "alibi acts here too"),
+        ("bert", "alibi", {}, points(2), "standing alone, and alibi acts here too"),
         ("bert", "learned", {}, points(2), "nothing inside the attention"),
         ("llama", "yarn", {"factor": 2.0}, points(2), "nothing inside the attention"),
         ("llama", "dynamic_ntk", {"factor": 2.0}, points(1), "depend on nothing else"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +17,8 @@ import pospatch
 from pospatch.errors import BadOption
 from pospatch.training.arguments import parse
 from pospatch.training.distill import DistillRun, distance, masked
-from pospatch.training.documents import frame
-from pospatch.training.options import DistillArguments
+from pospatch.training.documents import frame, rows
+from pospatch.training.options import DataArguments, DistillArguments
 from pospatch.training.run import run
 from tests.test_training import _LLAMA, _config
 
@@ -41,8 +42,22 @@ _RUNS: dict[str, dict[str, Any]] = {
         "match": "hidden",
         "tuning": "lora",
     },
-    "masked": {"model": _BERT, "head": "masked", "patch": "alibi", "mask_share": 0.0, "warm_start": True},
-    "encoder": {"model": _BERT, "head": "encoder", "patch": "rope", "warm_start": True, "documents": "padded"},
+    "masked": {
+        "model": _BERT,
+        "head": "masked",
+        "patch": "alibi",
+        "mask_share": 0.0,
+        "warm_start": True,
+        "tuning": "full",
+    },
+    "encoder": {
+        "model": _BERT,
+        "head": "encoder",
+        "patch": "rope",
+        "warm_start": True,
+        "documents": "padded",
+        "tuning": "full",
+    },
 }
 
 
@@ -138,6 +153,34 @@ def test_an_encoders_rows_stand_between_its_own_tokens(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]))
     head, tail = frame(BertTokenizer(str(tmp_path / "vocab.txt")))
     assert (head.tolist(), tail.tolist()) == ([2], [3])
+
+
+@pytest.mark.parametrize("documents", ["concat", "packed", "sliding", "padded"])
+def test_a_frame_whose_cls_begins_a_sequence_is_closed_too(documents: str) -> None:
+    """As in RoBERTa: 0 before, 2 after, and the first of them is bos and cls at once."""
+    tokenizer = _framed()
+    head, tail = frame(tokenizer)
+    assert (head.tolist(), tail.tolist()) == ([0], [2])
+    arguments = DataArguments(sequence_length=6, documents=documents, train_tokens=15)  # type: ignore[arg-type]
+    found = rows(tokenizer, "abcd\n\nefghij\n\nklmno", arguments)["input_ids"]
+    kept = [row[row != 1].tolist() for row in found]
+    said = "".join(chr(token) for row in kept for token in row if token > 2)
+    wanted = {"concat": "abcd", "packed": "abcdefghi", "sliding": "abcdefghi", "padded": "abcdefghij"}[documents]
+    assert said.startswith(wanted)
+    if documents in ("concat", "padded"):
+        assert all(row[0] == 0 and row[-1] == 2 for row in kept)
+    with pytest.raises(BadOption, match="no room beside the 2 tokens"):
+        rows(tokenizer, "abcd", replace(arguments, sequence_length=2, train_tokens=None))
+
+
+def _framed() -> Any:
+    def call(text: str, add_special_tokens: bool = True, verbose: bool = False) -> dict[str, list[int]]:
+        ids = [ord(letter) for letter in text]
+        return {"input_ids": [0, *ids, 2] if add_special_tokens else ids}
+
+    return type("Framed", (), {
+        "__call__": staticmethod(call), "cls_token_id": 0, "bos_token_id": 0, "pad_token_id": 1
+    })()  # fmt: skip
 
 
 # refusals -----------------------------------------------------------------------------------------------------------------

@@ -119,9 +119,39 @@ def test_a_patch_at_a_step_resumes_on_both_sides_of_it(tmp_path: Path) -> None:
         assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize(
+    "changes", [{"patch": "nope", "graft": "at_step", "graft_steps": 4}, {}], ids=["at_step", "swap"]
+)
+def test_a_finished_run_is_saved_again_as_it_was(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Its last checkpoint stands at its last step: nothing is trained, and the patch is applied all the same."""
+    out = _run(tmp_path, **changes)
+    losses, weights, first = _losses(out), _weights(out), json.loads((out / "results.json").read_text())
+    shutil.rmtree(out / "model")
+    again = json.loads((_run(tmp_path, **changes) / "results.json").read_text())
+    assert _losses(out) == losses
+    assert again["steps"] == first["steps"] == 6
+    assert again["after"] == first["after"]
+    found = _weights(out)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+    model = pospatch.from_pretrained(AutoModelForCausalLM, out / "model")
+    assert pospatch.inspect(model).method == (changes.get("patch") or "yarn")
+
+
+def test_a_patch_at_a_step_is_probed_when_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pospatch.training import probe
+
+    seen: list[bool] = []
+    monkeypatch.setattr(
+        probe, "check_documents", lambda model, length: seen.append(pospatch.api.patch_of(model) is not None)
+    )
+    _run(tmp_path, patch="nope", graft="at_step", graft_steps=2, documents="packed", max_steps=3)
+    assert seen == [False, True]
+
+
 def test_grafts_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedHost, match="tensors of their own"):
-        graft.SwapAtStep(tiny.build("llama"), [("t5_bias", {})], 2, print)
+        graft.SwapAtStep(tiny.build("llama"), [("t5_bias", {})], 2, print, lambda: None)
     with pytest.raises(BadOption, match="needs a patch"):
         graft.schedule(TuneArguments(graft="fade", graft_steps=2), tiny.build("llama"), [], print)
     later = {"patch": {"method": "dynamic_ntk", "factor": 2.0}, "graft": "at_step", "graft_steps": 2}
@@ -139,6 +169,8 @@ def test_grafts_that_cannot_be(tmp_path: Path) -> None:
         ({"length_warmup": [24]}, "go together"),
         ({"length_warmup": [20], "length_warmup_steps": 2}, "20 does not divide sequence_length 48"),
         ({"length_warmup": [24], "length_warmup_steps": 2, "documents": "packed"}, "packed documents would be cut"),
+        ({"length_warmup": [24], "length_warmup_steps": 2, "documents": "padded"}, "padded documents would be cut"),
+        ({"warm_start": True, "tuning": "lora"}, "does not hold them"),
     ],
 )
 def test_schedules_that_make_no_sense(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

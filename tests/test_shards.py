@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -100,3 +101,6 @@ def test_a_models_own_rule_of_length_counts_too(kind: str) -> None:
     check_patch(model, "fsdp")
     with pytest.raises(UnsupportedHost, match=f"own rotary encoding .*{kind}"):
         check_patch(model, "ring")
+    check_patch(pospatch.apply(copy.deepcopy(model), "alibi"), "packing")  # nothing rotates any more
+    with pytest.raises(UnsupportedHost, match=f"own rotary encoding .*{kind}"):
+        check_patch(pospatch.apply(model, "alibi", layers=[0]), "packing")

@@ -166,6 +166,18 @@ def test_heads_and_whole_graphs() -> None:
         torch.testing.assert_close(compiled(pixel_values=given, interpolate_pos_encoding=True).logits, plain)
 
 
+def test_what_reads_no_grid_is_not_held_to_one() -> None:
+    """A 1-D method lets layers repeat for images of changing shape and take any number of patches."""
+    model = pospatch.apply(built("vit"), "alibi").train()
+    given = [images((48, 64)), images((64, 48))]
+    plain = gradients(model, given)
+    with torch.no_grad():
+        assert model.layers[0](torch.zeros(1, 31, 32)) is not None
+    model.gradient_checkpointing_enable()
+    again = gradients(model, given)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(again, plain, strict=True))
+
+
 def gradients(model: Any, given: list[Tensor]) -> list[Tensor]:
     model.zero_grad()
     outputs = [model(pixel_values=image, interpolate_pos_encoding=True).last_hidden_state for image in given]

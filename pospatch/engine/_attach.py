@@ -192,7 +192,10 @@ def _open_doors(plan: Plan, undo: Undo) -> None:
     doors: dict[str, Door] = {}
     for path, module in plan.sites.attention.items():
         state = module._modules.get(KEYWORD)
-        if not isinstance(state, State) or not (plan.base[path].grid or plan.sites.host.steps):
+        if not isinstance(state, State):
+            continue
+        reads_grid = plan.base[path].grid and any(method.reads_grid for method in state.methods.values())
+        if not (reads_grid or plan.sites.host.steps):
             continue
         found = door_around(plan.model, path, plan.sites.host.steps)
         if found is None:

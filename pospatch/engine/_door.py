@@ -9,16 +9,16 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pospatch.engine._forward import arguments, here, parameters
+from pospatch.engine._calls import here, named, parameters
 from pospatch.engine._probe import Cut, cut_of
 from pospatch.engine._view import real
-from pospatch.errors import BadOption, UnsupportedHost
+from pospatch.errors import UnsupportedHost
 from pospatch.geometry import Geometry
 
 if TYPE_CHECKING:
     from pospatch.engine._state import State
 
-__all__ = ["PIXELS", "Door", "Given", "door_around", "told"]
+__all__ = ["PIXELS", "Door", "door_around", "told"]
 
 PIXELS = (
     "pixel_values",
@@ -52,7 +52,7 @@ class Door:
 
     def begins(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook: notes what the call says."""
-        call = arguments(module, args, kwargs)
+        call = named(module, args, kwargs)
         said = Said(self._grid(call), call.get(self.argument) if self.argument else None)
         self.now[here()] = said
         if said.grid is not None and not torch.compiler.is_compiling():
@@ -107,29 +107,6 @@ class Door:
         )
 
 
-@dataclass
-class Given:
-    """Coordinates that the caller gives to all attention modules of a patch, by thread: (batch or 1, length), or
-    (axes, batch or 1, length)."""
-
-    now: dict[int, Tensor] = field(default_factory=dict)
-
-    def read(self, hidden: Tensor) -> Tensor:
-        """Those of this call, on its device."""
-        where = self.now.get(here())
-        if where is None:
-            raise UnsupportedHost(
-                "an attention module was called outside the thread and the block that gave it coordinates, as gradient "
-                "checkpointing does on a GPU; train without it, and call backward inside the block"
-            )
-        if where.shape[-1] != hidden.shape[1] or where.shape[-2] not in (1, hidden.shape[0]):
-            raise BadOption(
-                f"coordinates are for {where.shape[-2]} sequences of {where.shape[-1]} tokens, and the call has "
-                f"{hidden.shape[0]} of {hidden.shape[1]}"
-            )
-        return where.to(hidden.device)
-
-
 def told(state: State, positions: Tensor | None, hidden: Tensor) -> tuple[Geometry, Tensor | None]:
     """A layer's geometry and the positions of this call, from what came with it, the model's door, or the caller."""
     if state.proof:
@@ -139,7 +116,8 @@ def told(state: State, positions: Tensor | None, hidden: Tensor) -> tuple[Geomet
         geometry = state.door.geometry(geometry, hidden.shape[1])
         steps = state.door.steps(hidden.shape[1])
         positions = positions if steps is None else steps
-    return geometry, positions if state.given is None else state.given.read(hidden)
+    where = state.given.read(hidden)
+    return geometry, positions if where is None else where
 
 
 def door_around(model: nn.Module, path: str, argument: str) -> tuple[str, Door] | None:

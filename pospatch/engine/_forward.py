@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, field
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -12,11 +10,12 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine._cache import self_attention
+from pospatch.engine._calls import here, named
 from pospatch.engine._follow import keep
 from pospatch.errors import UnsupportedHost
 from pospatch.methods._base import Forward, Index
 
-__all__ = ["FORWARD", "NOTHING", "Watch", "arguments", "here", "parameters"]
+__all__ = ["FORWARD", "NOTHING", "Watch"]
 
 FORWARD = "pospatch_forward"  # the keyword under which a forward's facts travel to the attention modules
 NOTHING = Forward()
@@ -71,7 +70,7 @@ class Watch:
         return found
 
     def _facts(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
-        call, method = arguments(module, args, kwargs), self.method
+        call, method = named(module, args, kwargs), self.method
         drawing = module.training and method.training_only
         cache = self_attention(call.get("past_key_values"))
         seen = int(cache.get_seq_length()) if cache is not None else 0
@@ -95,11 +94,6 @@ class Watch:
         )
 
 
-def here() -> int:
-    """This thread; a compiled graph holds the whole forward, so that nothing is shared there."""
-    return 0 if torch.compiler.is_compiling() else get_ident()
-
-
 def _tokens(method: Index, ids: Tensor | None, real: Tensor | None, cache: Any, seen: int) -> Tensor:
     """Ids of all tokens so far, those of the cache first; -1 at pads."""
     if ids is None:
@@ -114,13 +108,3 @@ def _tokens(method: Index, ids: Tensor | None, real: Tensor | None, cache: Any, 
             "patched model with input_ids; run the whole text again without it"
         )
     return torch.cat((past[:, :seen], own), dim=1)
-
-
-def parameters(module: nn.Module) -> list[str]:
-    """Names of the parameters of a module's forward."""
-    return list(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
-
-
-def arguments(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of one call of a module by name."""
-    return {**dict(zip(parameters(module), args, strict=False)), **kwargs}

@@ -12,7 +12,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pospatch.engine._seams import KEYWORD, arguments, call_of, first_input, given_to, is_cross, positions_of
+from pospatch.engine._calls import parameters
+from pospatch.engine._seams import KEYWORD, call_of, first_input, given_to, is_cross, positions_of
 from pospatch.engine._sites import Sites
 from pospatch.engine._state import Call, State
 from pospatch.engine._tables import Table
@@ -44,7 +45,7 @@ def put(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], changes: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The same call with some arguments changed, each passed as it was."""
-    names = arguments(module)[: len(args)]
+    names = parameters(module)[: len(args)]
     changed = tuple(changes.get(name, value) for name, value in zip(names, args, strict=False))
     return (*changed, *args[len(names) :]), {**kwargs, **{k: v for k, v in changes.items() if k not in names}}
 

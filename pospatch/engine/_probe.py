@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from pospatch.engine._calls import parameters
 from pospatch.errors import UnsupportedHost
 
 __all__ = ["Cut", "cut_of", "device_of", "forward", "grid_of", "inputs", "quiet", "reads_text", "tokens"]
@@ -79,11 +79,11 @@ def inputs(model: Any) -> dict[str, Tensor]:
     """
     base = _base(model)
     name = _main_input(model)
-    if "grid_thw" in _parameters(base):
+    if "grid_thw" in parameters(base):
         return _packed_patches(base)
     if name == "input_ids":
         return {"input_ids": tokens(model)}
-    if "timesteps" in _parameters(base) and hasattr(base.config, "act_dim"):
+    if "timesteps" in parameters(base) and hasattr(base.config, "act_dim"):
         return _trajectory(base)
     if name == "past_values":
         return _series(base)
@@ -112,7 +112,7 @@ def _packed_patches(base: Any) -> dict[str, Tensor]:
     size = int(channels) * int(getattr(config, "temporal_patch_size", None) or 1) * _pair(config.patch_size)[0] ** 2
     example = next(iter(base.parameters()))
     patches = torch.randn((16, size), generator=torch.Generator().manual_seed(0)).to(example.device, example.dtype)
-    first = next(name for name in _parameters(base) if name != "self")
+    first = parameters(base)[0]
     return {first: patches, "grid_thw": torch.tensor([[1, 4, 4]], device=example.device)}
 
 
@@ -127,7 +127,7 @@ def _trajectory(base: Any) -> dict[str, Tensor]:
 
 def _series(base: Any) -> dict[str, Tensor]:
     """A short series of values, with all that the model's forward must be told about its steps."""
-    config, generator, taken = base.config, torch.Generator().manual_seed(0), _parameters(base)
+    config, generator, taken = base.config, torch.Generator().manual_seed(0), parameters(base)
     example = next(base.parameters())
     context = int(getattr(config, "context_length", 0) or 4 * LENGTH)
     past = context + max(getattr(config, "lags_sequence", None) or [0])
@@ -171,15 +171,15 @@ def _base(model: Any) -> Any:
     base = getattr(model, "base_model", model)
     if not isinstance(base, PreTrainedModel):
         return model
-    named, taken = str(getattr(model, "main_input_name", "input_ids")), _parameters(base)
-    return base if named in taken or "args" in taken or named not in _parameters(model) else model
+    named, taken = str(getattr(model, "main_input_name", "input_ids")), parameters(base)
+    return base if named in taken or "args" in taken or named not in parameters(model) else model
 
 
 def _main_input(model: Any) -> str:
     """The principal input; the first argument where the class names one that its forward does not take."""
     name = getattr(model, "main_input_name", "input_ids")
     name = str(name[0] if isinstance(name, list | tuple) else name)
-    taken = [item for item in _parameters(model) if item != "self"]
+    taken = parameters(model)
     if name in taken:
         return name
     return "input_ids" if taken[0] in ("args", "kwargs") else taken[0]  # a wrapper around a decoder hands everything on
@@ -270,7 +270,7 @@ def forward(model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor 
     """Last hidden states of the base model, by name: a task head adds nothing that positions could hide in."""
     base = _base(model)
     keywords: dict[str, Any] = {**({"input_ids": values} if torch.is_tensor(values) else values), "return_dict": True}
-    taken = _parameters(base)
+    taken = parameters(base)
     if getattr(base.config, "is_encoder_decoder", False) and "decoder_input_ids" in taken:
         keywords["decoder_input_ids"] = decoder_ids if decoder_ids is not None else keywords.get("input_ids")
         if keywords["decoder_input_ids"] is None:
@@ -286,7 +286,3 @@ def forward(model: Any, values: dict[str, Tensor] | Tensor, decoder_ids: Tensor 
     if first is None:
         raise UnsupportedHost(f"{type(model).__name__} gives back no numbers that a proof could look at")
     return {"output": first}
-
-
-def _parameters(module: nn.Module) -> Any:
-    return inspect.signature(inspect.unwrap(type(module).forward)).parameters

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pospatch.engine import score
 from pospatch.engine._cache import CacheView, extend_record, self_attention
+from pospatch.engine._calls import parameters
 from pospatch.engine._door import told
 from pospatch.engine._forward import FORWARD
 from pospatch.engine._state import Call, State
@@ -30,7 +31,6 @@ from pospatch.methods._base import Forward
 __all__ = [
     "CACHES",
     "KEYWORD",
-    "arguments",
     "call_of",
     "carry",
     "counted",
@@ -95,7 +95,7 @@ def call_of(
     layer: int | None = None,
 ) -> Call:
     """What one call of an attention module knows of positions; `layer` is its place in the cache, where several share it."""
-    if position_ids is not None and position_ids.dim() != 2 and state.given is None:
+    if position_ids is not None and position_ids.dim() != 2 and not state.given.now:
         raise UnsupportedHost(
             f"position_ids of shape {tuple(position_ids.shape)} reached {type(module).__name__}; this patch needs (batch, length)"
         )
@@ -176,14 +176,9 @@ def _rows_agree(position_ids: Tensor) -> bool:
     return not torch.compiler.is_compiling() and bool((position_ids == position_ids[:1]).all())
 
 
-def arguments(module: nn.Module) -> tuple[str, ...]:
-    """Names of what a module's forward takes, in order."""
-    return tuple(inspect.signature(inspect.unwrap(type(module).forward)).parameters)[1:]
-
-
 def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What a call gives by name, arguments in their order included; the first is the hidden states."""
-    return kwargs if len(args) < 2 else {**dict(zip(arguments(module)[1:], args[1:], strict=False)), **kwargs}
+    return kwargs if len(args) < 2 else {**dict(zip(parameters(module)[1:], args[1:], strict=False)), **kwargs}
 
 
 def first_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -11,7 +11,8 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.engine import _probe
-from pospatch.engine._seams import arguments, dispatches
+from pospatch.engine._calls import parameters
+from pospatch.engine._seams import dispatches
 from pospatch.engine._tables import Table, ends, tables_of
 from pospatch.engine._view import real
 from pospatch.errors import UnsupportedHost
@@ -88,7 +89,7 @@ class Sites:
 
     def silenced(self) -> tuple[str, ...]:
         """Arguments of the attention modules that bring native positions with the call, of those the row names."""
-        taken = {name for module in self.attention.values() for name in arguments(module)}
+        taken = {name for module in self.attention.values() for name in parameters(module)}
         return tuple(name for name in self.host.silenced if name in taken)
 
 

@@ -9,12 +9,13 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from pospatch.engine._given import Given
 from pospatch.engine._layout import paired
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Bands, Contextual, Method, QueryScale, Rotary
 
 if TYPE_CHECKING:
-    from pospatch.engine._door import Door, Given
+    from pospatch.engine._door import Door
     from pospatch.engine.positions import Reindex
 
 __all__ = ["Call", "State"]
@@ -48,7 +49,7 @@ class State(nn.Module):
         self.spectrum: tuple[Any, ...] | None = None  # of the rotation here, looked up once
         self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
         self.door: Door | None = None  # where the call says what this module is not handed
-        self.given: Given | None = None  # coordinates from the caller, while there are any
+        self.given = Given()  # coordinates from the caller
 
     def forward(self, slot: str) -> dict[str, Tensor]:
         """The learned tensors of one method, by their own names; a call, so that offloaded ones are brought for it."""

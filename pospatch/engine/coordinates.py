@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pospatch.engine._door import Given
-from pospatch.engine._forward import here
+from pospatch.engine._calls import here
 from pospatch.engine._seams import KEYWORD
 from pospatch.engine._state import State
 from pospatch.errors import BadOption, UnsupportedHost
@@ -26,22 +25,28 @@ def given(model: Any, where: Tensor) -> Iterator[None]:
     turning = [state for state in states if state.methods]
     count = _numbers(where)
     _check(model, turning, count)
+    if torch.is_grad_enabled() and model.training and _checkpoints(model):
+        raise UnsupportedHost(
+            "coordinates hold in this block and thread, and gradient checkpointing repeats layers in backward, which may run "
+            "elsewhere: their gradients would be those of other coordinates; call model.gradient_checkpointing_disable()"
+        )
     held = where.movedim(-1, 0) if where.dim() == 3 and count > 1 else where.reshape(where.shape[:2])
-    shared = next((state.given for state in turning if state.given is not None), None) or Given()
-    outer = shared.now.get(here())
-    shared.now[here()] = held
+    outer = [state.given.now.get(here()) for state in turning]
     for state in turning:
-        state.given = shared
+        state.given.now[here()] = held
     try:
         yield
     finally:
-        if outer is None:
-            shared.now.pop(here())
-        else:
-            shared.now[here()] = outer
-        if not shared.now:
-            for state in turning:
-                state.given = None
+        for state, before in zip(turning, outer, strict=True):
+            if before is None:
+                state.given.now.pop(here())
+            else:
+                state.given.now[here()] = before
+
+
+def _checkpoints(model: Any) -> bool:
+    name = "activation" if hasattr(type(model), "is_activation_checkpointing") else "gradient"  # the older name
+    return bool(getattr(model, f"is_{name}_checkpointing", False))
 
 
 def _numbers(where: Any) -> int:
@@ -63,8 +68,8 @@ def _check(model: Any, states: list[State], count: int) -> None:
         other = [method.name for slot, method in state.methods.items() if slot != "rotary"]
         if rotary is None or other or not isinstance(rotary, Rotary) or rotary.dynamic or state.reindex is not None:
             raise UnsupportedHost(
-                f"coordinates are read by rotations whose angles depend on nothing else, and "
-                f"{', '.join(other) or 'another rule'} acts here too; 'rope_nd' and 'cayley_string' alone take them"
+                f"coordinates are read by a rotation whose angles depend on nothing else, standing alone, and "
+                f"{', '.join(other) or 'another rule'} acts here too; remove it, or apply 'rope_nd' or 'cayley_string' alone"
             )
         if rotary.numbers_taken() != count:
             wanted = rotary.numbers_taken() or "no"

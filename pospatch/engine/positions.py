@@ -14,7 +14,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pospatch.engine._forward import NOTHING, Watch, parameters
+from pospatch.engine._calls import parameters
+from pospatch.engine._forward import NOTHING, Watch
 from pospatch.engine._state import State
 from pospatch.engine._tables import Table
 from pospatch.engine._undo import Undo

@@ -95,6 +95,11 @@ class Method:
                 object.__setattr__(self, item.name, check(self.name, item.name, value, item.metadata))
         self.check()
 
+    @property
+    def reads_grid(self) -> bool:
+        """True where the method asks for the grid of patches, which each call of an image model says anew."""
+        return False
+
     def check(self) -> None:
         """Rules between options; raise BadOption naming both."""
 

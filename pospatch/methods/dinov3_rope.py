@@ -44,6 +44,10 @@ class DINOv3RoPE(Rotary):
     rows: int | None = integer(None, optional=True)
     columns: int | None = integer(None, optional=True)
 
+    @property
+    def reads_grid(self) -> bool:
+        return True
+
     def numbers_taken(self) -> int:
         return 0  # it makes coordinates of the order of the patches itself
 

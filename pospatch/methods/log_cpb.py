@@ -51,6 +51,10 @@ class LogCPB(Bias):
     zero_init: bool = flag(True)
     seed: int = integer(0, low=0)
 
+    @property
+    def reads_grid(self) -> bool:
+        return self.axes == 2
+
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
         if self.axes == 2 and (geometry.grid is None or len(geometry.grid) != 2):

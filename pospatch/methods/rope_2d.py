@@ -42,6 +42,10 @@ class RoPE2D(Rotary):
     prefix: int | None = integer(None, low=0, optional=True)
     columns: int | None = integer(None, optional=True)
 
+    @property
+    def reads_grid(self) -> bool:
+        return True
+
     def numbers_taken(self) -> int:
         return 0  # it makes coordinates of the order of the patches itself
 

@@ -44,6 +44,10 @@ class RoPEMixed(Rotary):
     columns: int | None = integer(None, optional=True)
     seed: int = integer(0, low=0)
 
+    @property
+    def reads_grid(self) -> bool:
+        return True
+
     def numbers_taken(self) -> int:
         return 0  # it makes coordinates of the order of the patches itself
 

@@ -54,6 +54,10 @@ class Sinusoidal(Embedding):
     base: float = number(10000.0, above=1.0, high=1e12)
     axes: int = integer(1, low=1, high=2)
 
+    @property
+    def reads_grid(self) -> bool:
+        return self.axes == 2
+
     def check(self) -> None:
         if self.axes == 2 and self.length is not None:
             raise BadOption(f"sinusoidal: axes=2 has a row for each patch of an image; leave length={self.length} out")

@@ -171,7 +171,12 @@ def _check_schedules(values: dict[str, Any]) -> None:
         raise BadOption(
             f"length_warmup: {bad[0]} does not divide sequence_length {whole}; whole sequences are cut into pieces"
         )
-    if lengths and values["documents"] == "packed":
+    if lengths and values["documents"] in ("packed", "padded"):
         raise BadOption(
-            "length_warmup cuts sequences, and packed documents would be cut with them; set documents: sliding"
+            f"length_warmup cuts sequences, and {values['documents']} documents would be cut with them; set documents: sliding"
+        )
+    if values["warm_start"] and values["tuning"] == "lora":
+        raise BadOption(
+            "warm_start changes the token embeddings, and the adapter of tuning: lora does not hold them; use lora_embed_norm "
+            "or full"
         )

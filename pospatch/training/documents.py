@@ -28,6 +28,8 @@ def rows(tokenizer: Any, text: str, arguments: DataArguments) -> Rows:
     length, wanted = arguments.sequence_length, arguments.train_tokens
     if wanted is not None and wanted < length:
         raise BadOption(f"train_tokens {wanted} is less than one sequence of {length}: raise it or drop it")
+    if length <= (around := sum(map(len, frame(tokenizer)))):
+        raise BadOption(f"sequence_length {length} has no room beside the {around} tokens that stand around a sequence")
     if arguments.documents == "concat":
         return _concatenated(tokenizer, text, length, wanted)
     documents = _documents(tokenizer, text, arguments)
@@ -50,12 +52,9 @@ def _concatenated(tokenizer: Any, text: str, length: int, wanted: int | None) ->
 
 def frame(tokenizer: Any) -> tuple[Tensor, Tensor]:
     """The tokens before and after each sequence: the beginning-of-sequence token, or an encoder's CLS and SEP."""
-    head, tail = prefix_of(tokenizer), []
-    cls = getattr(tokenizer, "cls_token_id", None)
-    if not head and cls is not None:
-        empty = list(tokenizer("", verbose=False)["input_ids"])
-        if empty[:1] == [cls]:
-            head, tail = empty[:1], empty[1:]
+    cls, empty = getattr(tokenizer, "cls_token_id", None), list(tokenizer("", verbose=False)["input_ids"])
+    framed = cls is not None and empty[:1] == [cls]  # also where it is the beginning-of-sequence token, as in RoBERTa
+    head, tail = (empty[:1], empty[1:]) if framed else (prefix_of(tokenizer), [])
     return torch.tensor(head, dtype=torch.long), torch.tensor(tail, dtype=torch.long)
 
 
@@ -66,12 +65,15 @@ def _documents(tokenizer: Any, text: str, arguments: DataArguments) -> list[Tens
     for part in text.split(arguments.separator):
         if not part.strip():
             continue
-        ids = torch.cat([head, torch.tensor(encode(tokenizer, part), dtype=torch.long), tail])[:left]
-        found.append(ids)
+        room = None if left is None else left - len(head) - len(tail)
+        if room is not None and room < 1:
+            break
+        body = torch.tensor(encode(tokenizer, part)[:room], dtype=torch.long)
+        if not len(body):
+            continue
+        found.append(torch.cat([head, body, tail]))
         if left is not None:
-            left -= len(ids)
-            if left <= 0:
-                break
+            left -= len(found[-1])
     return found
 
 

@@ -1,8 +1,9 @@
 """A patched model between what it was and what it is: the new encoding counts with share a, the old one with 1 - a.
 
 Each site by itself: rows of a table (1 - a) * old; the angles of a new rotation a * new, and the old one mixed with none; spectra
-between the two; a bias, and what a contextual method adds to the logits, a * new. With a = 0 the model is the unpatched one, with
-a = 1 the patched one.
+between the two; a bias, and what a contextual method adds to the logits, a * new; a factor of q, 1 + a * (new - 1). With a = 0
+the model is the unpatched one, with a = 1 the patched one. Index methods that draw positions in training are not turned: they
+stand whole from the first step.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from pospatch.methods._base import (
     Embedding,
     Index,
     Method,
+    QueryScale,
     SummedBias,
     SummedRotation,
     Weights,
@@ -145,6 +147,9 @@ class Fade:
         if (method := state.score) is not None:
             state.methods["score"] = _faded(method, self)
             self._undo.append(lambda: state.methods.update(score=method))
+        if (scale := state.temperature) is not None:
+            state.methods["temperature"] = _faded(scale, self)
+            self._undo.append(lambda: state.methods.update(temperature=scale))
 
     def _check_rotation(self, state: State) -> None:
         """At position 0 nothing may be turned, or a share of 0 would not be the old model."""
@@ -166,7 +171,8 @@ def _is_scale(name: str) -> bool:
 def _faded(method: Method, fade: Fade) -> Method:
     """A method whose contribution counts with the share of a fade; everything else it is asked for is its own."""
     kinds: list[tuple[type, type]] = [
-        (Bias, _FadedBias), (SummedBias, _FadedSum), (SummedRotation, _FadedTurn), (Contextual, _FadedLogits)
+        (Bias, _FadedBias), (SummedBias, _FadedSum), (SummedRotation, _FadedTurn), (Contextual, _FadedLogits),
+        (QueryScale, _FadedScale),
     ]  # fmt: skip
     made: Any = object.__new__(next(faded for kind, faded in kinds if isinstance(method, kind)))
     for name, value in {**vars(method), "inner": method, "fade": fade}.items():
@@ -183,7 +189,7 @@ class _Faded(Method):
         return object.__getattribute__(self, name) if mine else getattr(object.__getattribute__(self, "inner"), name)
 
 
-_CHANGED = ("bias", "profile", "logits", "state", "angles")
+_CHANGED = ("bias", "profile", "logits", "state", "angles", "factor_at")
 
 
 class _FadedBias(_Faded, Bias):
@@ -224,3 +230,9 @@ class _FadedLogits(_Faded, Contextual):
     def logits(self, block: Block, weights: Weights, geometry: Any) -> Tensor:
         found: Tensor = self.inner.logits(block, weights, geometry)
         return torch.lerp(block.scores, found, self.fade.share)
+
+
+class _FadedScale(_Faded, QueryScale):
+    def factor_at(self, query_positions: Tensor, geometry: Any) -> Tensor:
+        found: Tensor = self.inner.factor_at(query_positions, geometry)
+        return 1 + self.fade.share * (found - 1)

@@ -37,12 +37,16 @@ class FadeSchedule(TrainerCallback):
 class SwapAtStep(TrainerCallback):
     """Applies a stack after so many steps of training without it, as DroPE drops the rotary encoding.
 
+    check: called when the patch has been applied in training.
+
     Raises:
         UnsupportedHost: the stack does not fit, or brings tensors that the optimizer, made before the step, would not know.
     """
 
-    def __init__(self, model: Any, stack: list[Any], step: int, say: Callable[[str], None]) -> None:
-        self.model, self.stack, self.step, self.say = model, stack, step, say
+    def __init__(
+        self, model: Any, stack: list[Any], step: int, say: Callable[[str], None], check: Callable[[], None]
+    ) -> None:
+        self.model, self.stack, self.step, self.say, self.check = model, stack, step, say, check
         self._apply()  # what cannot work is said now
         own = patch_of(model).kept  # type: ignore[union-attr]
         pospatch.remove(model)
@@ -60,15 +64,24 @@ class SwapAtStep(TrainerCallback):
             raise BadOption(
                 f"graft_steps {self.step}: the run ends after {state.max_steps} steps, before the patch is applied"
             )
+        self._apply_when_due(state)  # a run resumed at its end takes no step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._apply_when_due(state)
+
+    def _apply_when_due(self, state: Any) -> None:
         if state.global_step >= self.step and patch_of(self.model) is None:
             self._apply()
             self.say(f"after step {state.global_step} the patch stands")
+            self.check()
 
 
 def schedule(
-    arguments: TuneArguments, model: Any, stack: list[Any], say: Callable[[str], None]
+    arguments: TuneArguments,
+    model: Any,
+    stack: list[Any],
+    say: Callable[[str], None],
+    check: Callable[[], None] = lambda: None,
 ) -> list[TrainerCallback]:
     """The callbacks that carry a graft out, none for `swap`.
 
@@ -82,7 +95,7 @@ def schedule(
         raise BadOption(f"graft: {arguments.graft} needs a patch, and there is none")
     if arguments.graft == "fade":
         return [FadeSchedule(Fade(model), arguments.graft_steps)]
-    return [SwapAtStep(model, stack, arguments.graft_steps, say)]
+    return [SwapAtStep(model, stack, arguments.graft_steps, say, check)]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 from pospatch.api import patch_of, unwrap
 from pospatch.errors import BadOption, SeamChanged, UnsupportedHost
-from pospatch.methods._base import Rotary
+from pospatch.methods._base import Bands, Rotary
 from pospatch.methods._shards import TEXT, refusal
 from pospatch.registry import build
 
@@ -116,12 +116,15 @@ def check_patch(model: Any, scheme: str, coming: Sequence[tuple[str, dict[str, A
                 "keep documents apart" if scheme == "packing" else "share the work by DDP, FSDP or DeepSpeed's ZeRO"
             )
             raise UnsupportedHost(f"{method.name} cannot be trained under {scheme}: it {why}; {instead}")
-    if scheme in ("ring", "ulysses", "packing") and not any(isinstance(method, Rotary) for method in stack):
+    gone = any(
+        method.clears or isinstance(method, Rotary | Bands) for method in stack if method.layers in (None, "all")
+    )
+    if scheme in ("ring", "ulysses", "packing") and not gone:
         _check_own_rule(unwrap(model).config.get_text_config(), scheme)
 
 
 def _check_own_rule(config: Any, scheme: str) -> None:
-    """The model's own rotary encoding, where no patch took its place."""
+    """The model's own rotary encoding, where no patch took its place in all layers."""
     own = getattr(config, "rope_parameters", None) or {}
     for each in (own, *own.values()):
         kind = each.get("rope_type") if isinstance(each, dict) else None

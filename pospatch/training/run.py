@@ -35,6 +35,8 @@ def carry_out(what: Callable[[], dict[str, Any]]) -> None:
         ended = what()
     except PospatchError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+    except KeyboardInterrupt as error:  # before the first step, or a second one
+        raise SystemExit("interrupted; the same command goes on") from error
     if ended.get("interrupted"):
         sys.exit(128 + ended["interrupted"])
 
@@ -141,7 +143,7 @@ class Run:
         args, tune = self.arguments.training, self.arguments.tune
         tokens = plan.rows(args) * self.arguments.data.sequence_length
         metrics = MetricsFile(self.folder / "metrics.jsonl", tokens)
-        grafts = graft.schedule(tune, self.model, self.arguments.model.stack, self._say)
+        grafts = graft.schedule(tune, self.model, self.arguments.model.stack, self._say, self._probe)
         trainer = self._trainer_class()(
             model=self.model,
             args=args,
@@ -170,9 +172,9 @@ class Run:
                     f"{self.scheme} drops the mask between packed documents; set documents: sliding or concat"
                 )
         tune = self.arguments.tune
-        if self.trainer.is_fsdp_enabled and (tune.tuning != "full" or tune.graft != "swap"):
+        if self.trainer.sharded and (tune.tuning != "full" or tune.graft != "swap"):
             raise BadOption(
-                "FSDP shards the weights that LoRA and grafts change: use DDP, or tuning: full and graft: swap"
+                f"{self.scheme} shards the weights that LoRA and grafts change: use DDP, or tuning: full and graft: swap"
             )
 
     def _begin(self) -> None:
@@ -190,8 +192,7 @@ class Run:
             steps = self.trainer.state.max_steps - self.trainer.state.global_step
             self._say(plan.seconds(self.arguments, steps, measure.pace(self.trainer)))
         self._write(resume.START, start)
-        if self.main:
-            (self.folder / "config.yaml").write_text(self.arguments.to_yaml())
+        self._write_text("config.yaml", self.arguments.to_yaml())
 
     def _probe(self) -> None:
         if self.arguments.data.documents == "packed":
@@ -207,7 +208,8 @@ class Run:
             self.sliced.remove()
         trainer, folder = self.trainer, self.folder
         model = trainer.accelerator.unwrap_model(trainer.model)
-        state = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
+        whole = trainer.deepspeed if trainer.is_deepspeed_enabled else trainer.model
+        state = trainer.accelerator.get_state_dict(whole) if trainer.sharded else None
         if self.arguments.tune.tuning.startswith("lora"):
             if self.main:
                 model.save_pretrained(folder / "adapter")
@@ -230,7 +232,11 @@ class Run:
             print(line, flush=True)
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
+        self._write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+    def _write_text(self, name: str, content: str) -> None:
+        """All of it or nothing: a kill leaves the file of before."""
         if self.main:
             temporary = self.folder / f".{name}"
-            temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            temporary.write_text(content)
             os.replace(temporary, self.folder / name)

@@ -26,7 +26,15 @@ class PatchTrainer(Trainer):
     warmup: Sequence[int] = ()
     warmup_steps: int = 0
 
+    @property
+    def sharded(self) -> bool:
+        """True where processes hold parts of the weights, which only a gathered state has whole."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: the Trainer would take one step more
+            self.control.should_training_stop = True
+            return [], None
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         stage = self.state.global_step // self.warmup_steps if self.warmup_steps else len(self.warmup)
         if stage >= len(self.warmup):
@@ -36,13 +44,13 @@ class PatchTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
-        if self.args.should_save and not self.is_fsdp_enabled:
+        if self.args.should_save and not self.sharded:  # whose state has the patch's tensors among the others
             save_patch(self.model, Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         path = Path(resume_from_checkpoint) / TENSORS
-        if path.is_file() and not self.is_fsdp_enabled:  # whose own checkpoint holds every weight
+        if path.is_file() and not self.sharded:  # whose own checkpoint holds every weight
             tuning.load_tensors(self.model if model is None else model, path)
 
 
