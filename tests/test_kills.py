@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from peft import LoraConfig
 
 import pospatch
 from pospatch.checkpoint import _folders, _publish
@@ -198,6 +199,13 @@ def test_kinds_of_checkpoints_share_a_folder(tmp_path: Path) -> None:
     assert_holds(path, model)
     loaded = pospatch.load_adapter(tiny.build("gpt2"), path)
     assert pospatch.inspect(loaded).method == "fire"
+    inside = pospatch.apply(tiny.build("gpt2"), "t5_bias")
+    inside.add_adapter(LoraConfig(target_modules=["c_attn"], r=2))
+    weights = {each.name: each.read_bytes() for each in path.glob("*.safetensors")}
+    inside.save_pretrained(path)  # an adapter alone
+    assert (path / "adapter_model.safetensors").is_file()
+    assert weights.items() <= {each.name: each.read_bytes() for each in path.glob("*.safetensors")}.items()
+    assert (path / "config.json").is_file()
 
 
 def test_savers_at_once_and_what_killed_ones_left(tmp_path: Path) -> None:

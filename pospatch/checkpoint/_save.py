@@ -94,7 +94,7 @@ class Saver:
             with tempfile.TemporaryDirectory() as nowhere:  # takes part in gathering the weights, writes nothing
                 type(model).save_pretrained(model, nowhere, state_dict=state_dict, is_main_process=False, **kwargs)
             return None
-        with replacing(save_directory, stale=parts_of_a_model(kwargs.get("variant"))) as draft:
+        with replacing(save_directory, stale=_replaced(model, kwargs.get("variant"))) as draft:
             _write(model, draft, state_dict, kwargs)
         return model.push_to_hub(repo, **token) if push_to_hub else None
 
@@ -117,6 +117,11 @@ def parts_of_a_model(variant: str | None = None) -> Callable[[str], bool]:
     weights = re.compile(rf"model{kind}(-\d{{5}}-of-\d{{5}})?\.safetensors|model\.safetensors\.index{kind}\.json")
     always = {TENSORS, SHIM}
     return lambda name: name in always or weights.fullmatch(name) is not None
+
+
+def _replaced(model: Any, variant: str | None) -> Callable[[str], bool]:
+    """The same for what this model's class writes now: an adapter alone leaves the base beside it as it is."""
+    return (lambda name: False) if getattr(model, "_hf_peft_config_loaded", False) else parts_of_a_model(variant)
 
 
 def _write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, kwargs: dict[str, Any]) -> None:
