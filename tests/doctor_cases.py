@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import pospatch
+from pospatch.checkpoint._publish import replacing
 from tests import tiny
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -314,7 +317,12 @@ def no_weights(saved: Any, path: Path) -> Any:
 @case("interrupted", "note")
 def what_a_killed_save_leaves(saved: Any, path: Path) -> Any:
     folder = edited(saved("llama"), path)
-    (folder / ".saving-x").mkdir()
+    process = os.fork()
+    if process == 0:
+        with replacing(folder):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert len(list(folder.parent.glob(".*"))) == 1
     return folder
 
 

@@ -132,6 +132,27 @@ def private_with_a_token() -> None:
     same(pospatch.from_pretrained(AutoModelForCausalLM, "tester/hidden", token=TOKEN), model)
 
 
+def saved_and_pushed_by_one_call() -> None:
+    """model.save_pretrained(push_to_hub=True): what was asked for the upload and for the files holds on the Hub."""
+    how = {"max_shard_size": "20KB", "variant": "small", "commit_message": "of mine", "token": TOKEN}
+    for name, model in (("native", yarn(2)), ("own", pospatch.apply(tiny.build("gpt2"), "t5_bias"))):
+        repo = f"tester/both-{name}"
+        model.save_pretrained(ROOM / name, push_to_hub=True, repo_id=repo, private=True, **how)
+        assert HUB.repos[repo].private
+        files = HUB.repos[repo].at("main") or {}
+        assert {path.name for path in (ROOM / name).iterdir()} == set(files) - {"README.md", ".gitattributes"}
+        assert sum(path.startswith("model.small-") for path in files) > 1
+        assert HUB.messages[-1] == "of mine"
+        same(AutoModelForCausalLM.from_pretrained(repo, token=TOKEN, variant="small"), model)
+    given = {"revision": "draft", "commit_description": "why", "create_pr": True, "tags": ["mine"]}
+    asked: dict[str, Any] = {}
+    model.push_to_hub = lambda repo, **options: asked.update(options)
+    model.save_pretrained(ROOM / "own", push_to_hub=True, **given)
+    assert given.items() <= asked.items()
+    model.save_pretrained(ROOM / "again")  # the ordinary way is back
+    same(AutoModelForCausalLM.from_pretrained(ROOM / "again"), model)
+
+
 def sharded() -> None:
     model = pospatch.apply(tiny.build("gpt2"), "rope")
     commit = pospatch.push_to_hub(model, "tester/shards", token=TOKEN, max_shard_size="20KB")
@@ -229,6 +250,7 @@ SCENARIOS = [
     licence_is_carried_over,
     revisions_stay_what_they_were,
     private_with_a_token,
+    saved_and_pushed_by_one_call,
     sharded,
     a_download_that_is_cut_goes_on,
     an_upload_that_is_cut_is_done_whole_or_not_at_all,

@@ -52,6 +52,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.blobs: dict[str, bytes] = {}
         self.log: list[str] = []
+        self.messages: list[str] = []
         self.ranges: list[str] = []
         self.faults: dict[str, int] = {}
         hub = self
@@ -209,7 +210,9 @@ class Handler(BaseHTTPRequestHandler):
         for line in self.content.splitlines():
             item = json.loads(line)
             value = item["value"]
-            if item["key"] == "file":
+            if item["key"] == "header":
+                self.hub.messages.append(value["summary"])
+            elif item["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 if value["oid"] not in self.hub.blobs:

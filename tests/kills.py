@@ -59,6 +59,9 @@ def scenarios() -> dict[str, Callable[[], Scenario]]:
         "adapter of peft": _peft,
         "export": _export,
         "with a shim": _shim,
+        "adapter inside a model": _inside,
+        "GGUF": _gguf,
+        "file by file": _file_by_file,
     }
 
 
@@ -162,6 +165,59 @@ def _shim() -> Scenario:
     )
 
 
+def _inside() -> Scenario:
+    """An adapter without a wrapper of peft, beside the base that it was put on."""
+    from peft import LoraConfig
+
+    import pospatch
+    from tests import tiny
+
+    base, config = tiny.build("llama"), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False)
+    models = [pospatch.apply(tiny.build("llama"), method) for method in ("t5_bias", "fire")]
+    for model in models:
+        model.add_adapter(config)
+
+    def save(model: Any, path: Path) -> None:
+        if not (path / "config.json").exists():
+            base.save_pretrained(path)
+        model.save_pretrained(path)
+
+    def answer(path: Path) -> bytes:
+        assert (path / "model.safetensors").is_file()
+        return _logits(pospatch.load_peft(tiny.build("llama"), path))
+
+    return Scenario(partial(save, models[0]), partial(save, models[1]), answer)
+
+
+def _gguf() -> Scenario:
+    import pospatch
+    from tests.test_gguf import llama, tokenizer
+
+    def save(factor: int, path: Path) -> None:
+        model = pospatch.apply(llama(), "yarn", factor=factor)
+        pospatch.export(model, path / "model.gguf", tokenizer=tokenizer())
+
+    return Scenario(partial(save, 2), partial(save, 4), lambda path: (path / "model.gguf").read_bytes())
+
+
+def _file_by_file() -> Scenario:
+    """Where folders cannot be exchanged; the next save finds what was moved aside."""
+    from pospatch.checkpoint import _publish
+
+    whole = _models("gpt2", ("t5_bias", {}), {"max_shard_size": "20KB"}, {})
+
+    def save(path: Path) -> None:
+        _publish.exchange = lambda one, other: False  # in a fork
+        whole.new(path)
+
+    def answer(path: Path) -> bytes:
+        with _publish.replacing(path):
+            pass
+        return _loaded(path)
+
+    return Scenario(whole.old, save, answer)
+
+
 OTHERS = {"notes/plan.txt": "mine", "picture.png": "mine too", "README.md": "---\nlicense: mit\n---\nwords of mine\n"}
 
 
@@ -262,7 +318,8 @@ def run(room: Path, scenario: Scenario, numbers: Iterable[int] = range(1, 2000))
             known[digest] = _state(saved, scenario, answers, room / "answer")
         if status == 0:
             found[f"unkilled: {known[digest]}"] += 1
-            found[f"left over: {sorted(path.name for path in place.iterdir() if path != saved)}"] += 1
+            rooms = [path.name for path in (*place.iterdir(), *saved.glob(".*")) if path != saved]
+            found[f"left over: {sorted(rooms)}"] += 1
             break
         assert os.WIFSIGNALED(status), status
         found[known[digest]] += 1

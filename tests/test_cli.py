@@ -160,6 +160,7 @@ def test_export(llama: Path, tmp_path: Path) -> None:
     assert "verified in a clean process" in shown
     assert "pospatch" not in (tmp_path / "plain" / "config.json").read_text()
     assert "nearest" in refused("export", llama, "--method", "alibi", "--output", tmp_path / "alibi")
+    assert not (tmp_path / "alibi").exists()
     assert "no tokenizer.json" in refused("export", llama, "--output", tmp_path / "x.gguf")
     assert "say which with --method" in refused("export", llama, "-o", "factor=2", "--output", tmp_path / "y")
     assert not list(tmp_path.glob("*.gguf"))

@@ -300,6 +300,20 @@ def test_the_vocabulary_splits_words_alike(tmp_path: Path) -> None:
     assert [answer["tokens"] for answer in llama_engine.ask(jobs, tmp_path)] == ours
 
 
+def test_it_replaces_a_file_and_no_folder(tmp_path: Path) -> None:
+    """What a killed export left goes with the next one."""
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(CheckpointError, match="is a folder"):
+        pospatch.export(llama(), tmp_path / "folder.gguf", tokenizer=tokenizer())
+    left = tmp_path / ".x.gguf.saving-0123"
+    left.mkdir()
+    (left / "x.gguf").write_text("half")
+    (tmp_path / "x.gguf").write_text("old")
+    pospatch.export(llama(), tmp_path / "x.gguf", tokenizer=tokenizer(), verify=False)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["folder.gguf", "x.gguf"]
+    assert (tmp_path / "x.gguf").read_bytes().startswith(b"GGUF")
+
+
 def refusals() -> dict[str, tuple[Any, Any, str]]:
     biased = lambda: llama(attention_bias=True)  # noqa: E731
     lists = {"factor": 4.0, "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}

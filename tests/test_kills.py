@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from peft import LoraConfig, get_peft_model
 
 import pospatch
-from pospatch.checkpoint import _folders, _publish
+from pospatch.checkpoint import _folders, _publish, remote
 from pospatch.checkpoint._publish import replacing
 from pospatch.errors import CheckpointError
 from tests import clean, kills, tiny
 from tests.test_checkpoint import stir
 
-MANY = 15  # kills of one save at least: below that the hook would have missed most of it
+MANY = 10  # kills of one save at least, of one file or of many: below that the hook would have missed most of it
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,11 @@ def test_where_a_folder_cannot_be_exchanged(tmp_path: Path, monkeypatch: pytest.
     assert not list(path.glob("model-*"))
 
 
-def test_an_error_between_two_moves_puts_everything_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", ["generation_config.json", "config.json"])
+def test_an_error_between_two_moves_puts_everything_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """The old one has shards, the new one none: a file that only the new one has goes again."""
     path = tmp_path / "model"
     old, new = saved_twice(path)
     before = {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()}
@@ -130,7 +135,7 @@ def test_an_error_between_two_moves_puts_everything_back(tmp_path: Path, monkeyp
 
     def failing(source: Path, target: Path) -> None:
         moved.append(target)
-        if target == path / "generation_config.json":
+        if target == path / at and source.parent.name != _folders.KEPT:
             monkeypatch.setattr(_publish, "_move", move)
             raise OSError(28, "no space left")
         move(source, target)
@@ -198,6 +203,13 @@ def test_kinds_of_checkpoints_share_a_folder(tmp_path: Path) -> None:
     assert_holds(path, model)
     loaded = pospatch.load_adapter(tiny.build("gpt2"), path)
     assert pospatch.inspect(loaded).method == "fire"
+    inside = pospatch.apply(tiny.build("gpt2"), "t5_bias")
+    inside.add_adapter(LoraConfig(target_modules=["c_attn"], r=2))
+    weights = {each.name: each.read_bytes() for each in path.glob("*.safetensors")}
+    inside.save_pretrained(path)  # an adapter alone
+    assert (path / "adapter_model.safetensors").is_file()
+    assert weights.items() <= {each.name: each.read_bytes() for each in path.glob("*.safetensors")}.items()
+    assert (path / "config.json").is_file()
 
 
 def test_savers_at_once_and_what_killed_ones_left(tmp_path: Path) -> None:
@@ -229,6 +241,68 @@ def test_savers_at_once_and_what_killed_ones_left(tmp_path: Path) -> None:
         with replacing(path):
             pass
         assert living.exists()
+
+
+def test_what_was_moved_aside_outlives_its_process(tmp_path: Path) -> None:
+    """It is put back before the next save, unless another checkpoint stands there; then it stays where it is."""
+    path = tmp_path / ("x" * 70)
+    path.mkdir()
+    with _folders.locked_room(tmp_path, _folders.prefix_of(path), path) as room:
+        (room / _folders.KEPT).mkdir()
+        (room / _folders.KEPT / "config.json").write_text("old")
+        (room / "config.json").write_text("new")
+        (room / _publish.MOVES).write_text('["config.json", "part"]')  # the part was moved already
+    assert room.exists()
+    (path / "part").write_text("new")
+    with replacing(tmp_path / ("x" * 71)):  # a name that begins alike
+        pass
+    with replacing(path) as draft:
+        (draft / "other").write_text("kind")
+        assert {each.name: each.read_text() for each in path.iterdir()} == {"config.json": "old"}
+    assert not room.exists()
+    (room / _folders.KEPT).mkdir(parents=True)
+    (room / _folders.KEPT / "config.json").write_text("older")
+    (room / _publish.MOVES).write_text('["config.json", "part"]')
+    (room / "part").write_text("new")
+    with replacing(path):
+        pass
+    assert (path / "config.json").read_text() == "old"
+    assert (room / _folders.KEPT / "config.json").read_text() == "older"
+
+
+@pytest.mark.parametrize(("method", "options"), [("fire", {}), ("yarn", {"factor": 2})])
+def test_a_shim_is_added_under_the_rooms_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, options: dict[str, Any]
+) -> None:
+    held = []
+    write = remote.write
+
+    def writing(model: Any, draft: Path, *rest: Any) -> None:
+        write(model, draft, *rest)
+        held.append(_folders.in_use(draft))
+
+    monkeypatch.setattr(remote, "write", writing)
+    model = pospatch.apply(tiny.build("llama"), method, **options)
+    pospatch.save_remote(model, tmp_path / "model", max_shard_size="20KB")
+    assert held == [True]
+    assert (tmp_path / "model" / remote.SHIM).exists() == (method == "fire")
+    assert list((tmp_path / "model").glob("model-*"))
+
+
+def test_an_adapter_of_peft_replaces_one_in_another_format(tmp_path: Path) -> None:
+    model = get_peft_model(pospatch.apply(tiny.build("llama"), "fire"), LoraConfig(target_modules=["q_proj"], r=2))
+    for old in ("adapter_model.bin", "adapter_pospatch.safetensors", "mine.bin", "other/adapter_model.bin"):
+        (tmp_path / old).parent.mkdir(exist_ok=True)
+        (tmp_path / old).write_text("old")
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "adapter_model.bin").exists()
+    assert (tmp_path / "adapter_pospatch.safetensors").stat().st_size > len("old")
+    pospatch.remove(model)
+    pospatch.apply(model, "alibi")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "mine.bin").read_text() == "old"
+    assert (tmp_path / "other" / "adapter_model.bin").read_text() == "old"
+    assert not (tmp_path / "adapter_pospatch.safetensors").exists()
 
 
 def test_what_others_write_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import glob
+import hashlib
 import os
 import shutil
 import stat
@@ -16,9 +17,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["exchange", "flush", "flush_entries", "link_tree", "locked_room", "sweep"]
+__all__ = [
+    "KEPT",
+    "abandoned",
+    "exchange",
+    "flush",
+    "flush_entries",
+    "in_use",
+    "link_tree",
+    "locked_room",
+    "prefix_of",
+    "sweep",
+]
 
 fcntl: Any = import_module("fcntl") if os.name == "posix" else None  # elsewhere leftovers of killed processes stay
+KEPT = ".old"  # in a room: files of the user's that are nowhere else while it is there, so that the room stays
+LONGEST = 64  # bytes of a name that are repeated in a room's
 _HERE = -100  # AT_FDCWD
 _SWAP = 2  # RENAME_EXCHANGE on Linux, RENAME_SWAP on macOS
 
@@ -91,6 +105,14 @@ def _link(source: Path, there: Path) -> None:
         shutil.copy2(source, there)  # no hard links on this file system, or to files of another user
 
 
+def prefix_of(target: Path) -> str:
+    """How the names of a target's rooms begin, which are no other target's."""
+    name = target.name
+    if len(os.fsencode(name)) > LONGEST:  # a file system's limit is near, and long names often begin alike
+        name = f"{name[: LONGEST // 4]}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:LONGEST]}"
+    return f".{name}.saving-"
+
+
 @contextmanager
 def locked_room(place: Path, prefix: str, like: Path) -> Iterator[Path]:
     """A new hidden folder in `place` with the permissions of `like`, locked while this process lives, deleted at the end."""
@@ -102,7 +124,7 @@ def locked_room(place: Path, prefix: str, like: Path) -> Iterator[Path]:
                 os.chown(room, like.stat().st_uid, like.stat().st_gid)
         yield room
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        _delete(room)
         if lock is not None:
             os.close(lock)
 
@@ -139,10 +161,41 @@ def _lock(room: Path) -> int | None:
     return handle
 
 
-def sweep(place: Path, prefix: str) -> None:
-    """Delete what killed processes left in `place`: rooms whose lock nobody holds."""
+def _delete(room: Path) -> None:
+    if not (room / KEPT).exists():
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def in_use(room: Path) -> bool:
+    """True while another one holds the room's lock."""
+    try:
+        lock = _lock(room)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    if lock is not None:
+        os.close(lock)
+    return False
+
+
+def abandoned(place: Path, prefix: str) -> Iterator[Path]:
+    """The rooms that killed processes left in `place`, each locked while it is looked at."""
     for room in place.glob(f"{glob.escape(prefix)}*"):
-        with suppress(OSError):
-            if (lock := _lock(room)) is not None:
-                shutil.rmtree(room, ignore_errors=True)
+        if "." in room.name.removeprefix(prefix):  # of a target whose own name has such an end
+            continue
+        try:
+            lock = _lock(room)
+        except OSError:
+            continue
+        if lock is not None:
+            try:
+                yield room
+            finally:
                 os.close(lock)
+
+
+def sweep(place: Path, prefix: str) -> None:
+    """Delete what killed processes left in `place`: rooms whose lock nobody holds, and that keep nothing of the user's."""
+    for room in abandoned(place, prefix):
+        _delete(room)

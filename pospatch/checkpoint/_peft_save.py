@@ -27,10 +27,11 @@ from pospatch.checkpoint._own import save_own
 from pospatch.checkpoint._publish import replacing
 from pospatch.checkpoint.adapter import make_record
 
-__all__ = ["CONFIG", "TENSORS", "arm_adapters", "arm_wrapper", "unwatch", "watch"]
+__all__ = ["CONFIG", "TENSORS", "arm_adapters", "arm_wrapper", "is_part", "unwatch", "watch"]
 
 CONFIG = "adapter_config.json"
 TENSORS = "adapter_pospatch.safetensors"
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 WATCH = "_pospatch_watch"
 GUARD = "{kind} on a model patched by pospatch (pip install pospatch, then pospatch.load_peft(base, path))"
 _SEEN: list[Any] = []  # the handle of the hook below, once there is a patched model
@@ -113,10 +114,17 @@ class WrapperSaver:
                 write(wrapper, nowhere, *args, **kwargs)
             return
         arm_adapters(model, wrapper.peft_config)
-        with replacing(save_directory) as draft:
+        written: set[str] = set()
+        with replacing(save_directory, stale=lambda name: CONFIG in written and is_part(name)) as draft:
             if (card := Path(save_directory, "README.md")).is_file():  # which peft adds to
                 shutil.copyfile(card, draft / card.name)
             write(wrapper, draft, *args, **kwargs)
+            written.update(os.listdir(draft))  # an adapter that is not the default one has a folder of its own
+
+
+def is_part(name: str) -> bool:
+    """Whether a name in a folder is a part of an adapter of peft, and goes when it is replaced."""
+    return name == TENSORS or name in WEIGHTS
 
 
 class AdapterSaver:

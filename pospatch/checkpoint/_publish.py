@@ -10,24 +10,37 @@ appears by one ordinary rename.
 Where a folder cannot be exchanged (a mount point, a file system or an operating system without the call, a parent that
 cannot be written, the process's own working directory, which must not go away under it), files are moved one by one: the
 file that makes a loader find a checkpoint goes first and comes last, so that a kill leaves no mixture but a folder in which
-loaders find nothing, with the old files in a hidden folder beside or inside it. A warning says so.
+loaders find nothing, with the old files in a hidden folder beside or inside it. A warning says so. The next save there
+first puts them back.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pospatch.checkpoint._folders import exchange, flush, flush_entries, link_tree, locked_room, sweep
+from pospatch.checkpoint._folders import (
+    KEPT,
+    abandoned,
+    exchange,
+    flush,
+    flush_entries,
+    link_tree,
+    locked_room,
+    prefix_of,
+    sweep,
+)
 from pospatch.errors import CheckpointError
 
 __all__ = ["replacing"]
 
 HEADS = ("config.json", "adapter_config.json", "pospatch_adapter.json")  # without them loaders find no checkpoint
-ASIDE = ".old"
+MOVES = ".moves"  # in a room: the names that are moved out of it, for whoever finds it after a kill
 
 
 @contextmanager
@@ -46,10 +59,12 @@ def replacing(path: str | os.PathLike[str], stale: Callable[[str], bool] = lambd
         raise CheckpointError(f"{path} is a file; give a folder to save to")
     target.parent.mkdir(parents=True, exist_ok=True)
     place = target.parent if _movable(target) else target
-    prefix = f".{target.name[:64]}.saving-"
+    prefix = prefix_of(target)
+    for there in {target.parent, target}:
+        _recover(there, prefix, target)
     with locked_room(place, prefix, target) as draft:
         yield draft
-        new = {str(file.relative_to(draft)) for file in draft.rglob("*") if file.is_symlink() or not file.is_dir()}
+        new = _names(draft)
         flush(draft)
         if place == target or not _as_whole(draft, target, lambda name: name in new or stale(name)):
             _one_by_one(draft, target, new, stale)
@@ -97,17 +112,46 @@ def _one_by_one(draft: Path, target: Path, new: set[str], stale: Callable[[str],
             "so its files are moved one by one; a process killed meanwhile leaves the folder without its config",
             stacklevel=5,
         )
-    aside = draft / ASIDE
+    (draft / MOVES).write_text(json.dumps(sorted(new)))
+    flush_entries(draft / MOVES)
+    aside = draft / KEPT
+    aside.mkdir()
     try:
         for name in _heads_last(old)[::-1]:
             _move(target / name, aside / name)
         for name in _heads_last(new):
             _move(draft / name, target / name)
+        os.rename(aside, draft / ".replaced")
     except BaseException:
-        for name in _heads_last(old):
-            if os.path.lexists(aside / name):
-                _move(aside / name, target / name)
+        _put_back(draft, target, new)
         raise
+
+
+def _recover(place: Path, prefix: str, target: Path) -> None:
+    """Undo the moves of processes that were killed between two of them, unless another checkpoint was put there since."""
+    for room in abandoned(place, prefix):
+        kept = _names(room / KEPT)
+        with suppress(OSError, ValueError):  # the room stays, with what it keeps
+            new = set(json.loads((room / MOVES).read_text()))
+            if not any(os.path.lexists(room / name) for name in new):  # killed after the last move
+                os.rename(room / KEPT, room / ".replaced")
+            elif not any(os.path.lexists(target / name) for name in kept.intersection(HEADS)):
+                _put_back(room, target, new)
+
+
+def _put_back(room: Path, target: Path, new: set[str]) -> None:
+    """The files that were moved out of `target`, in it again, without those that had come."""
+    for name in new:
+        if not os.path.lexists(room / name):
+            (target / name).unlink(missing_ok=True)
+    for name in _heads_last(_names(room / KEPT)):
+        _move(room / KEPT / name, target / name)
+    shutil.rmtree(room / KEPT)
+
+
+def _names(folder: Path) -> set[str]:
+    """Of all that is in a folder and below, but folders."""
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_symlink() or not file.is_dir()}
 
 
 def _heads_last(names: Iterable[str]) -> list[str]:

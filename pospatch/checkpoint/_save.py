@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from pospatch.checkpoint._config import wrap
 from pospatch.checkpoint._publish import replacing
 from pospatch.errors import UnsupportedHost
 
-__all__ = ["SHIM", "TENSORS", "arm", "disarm", "is_patch_tensor", "parts_of_a_model", "tables"]
+__all__ = ["SHIM", "TENSORS", "Saver", "arm", "disarm", "is_patch_tensor", "parts_of_a_model", "tables", "write"]
 
 TENSORS = "pospatch.safetensors"
+HUB = ("private", "revision", "commit_message", "commit_description", "create_pr", "tags")  # options of an upload
 SHIM = "modeling_pospatch.py"  # written by `save_remote` alone
 
 
@@ -86,7 +88,6 @@ class Saver:
         **kwargs: Any,
     ) -> Any:
         model = self._model
-        token = {"token": kwargs["token"]} if kwargs.get("token") is not None else {}
         repo = kwargs.pop("repo_id", Path(save_directory).name)
         if kwargs.get("distributed_checkpoint"):
             return self._every_rank(save_directory, state_dict, push_to_hub, is_main_process, kwargs)
@@ -94,9 +95,20 @@ class Saver:
             with tempfile.TemporaryDirectory() as nowhere:  # takes part in gathering the weights, writes nothing
                 type(model).save_pretrained(model, nowhere, state_dict=state_dict, is_main_process=False, **kwargs)
             return None
-        with replacing(save_directory, stale=parts_of_a_model(kwargs.get("variant"))) as draft:
-            _write(model, draft, state_dict, kwargs)
-        return model.push_to_hub(repo, **token) if push_to_hub else None
+        hub = {name: kwargs.pop(name) for name in HUB if name in kwargs} if push_to_hub else {}
+        with replacing(save_directory, stale=_replaced(model, kwargs.get("variant"))) as draft:
+            write(model, draft, state_dict, kwargs)
+        return self._push(repo, {"state_dict": state_dict, **kwargs}, hub) if push_to_hub else None
+
+    def _push(self, repo: str, how: dict[str, Any], hub: dict[str, Any]) -> Any:
+        """Let transformers upload what was saved; it saves once more, by `max_shard_size` alone where nobody adds the rest."""
+        model, shards = self._model, how.pop("max_shard_size", "50GB")
+        token = {"token": how["token"]} if how.get("token") is not None else {}
+        vars(model)["save_pretrained"] = partial(self, **how)
+        try:
+            return model.push_to_hub(repo, max_shard_size=shards, **hub, **token)
+        finally:
+            vars(model)["save_pretrained"] = self
 
     def _every_rank(self, folder: Any, state: Any, push: bool, main: bool, kwargs: dict[str, Any]) -> Any:
         """All ranks write into one folder at once, so it cannot be replaced as a whole."""
@@ -119,7 +131,14 @@ def parts_of_a_model(variant: str | None = None) -> Callable[[str], bool]:
     return lambda name: name in always or weights.fullmatch(name) is not None
 
 
-def _write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, kwargs: dict[str, Any]) -> None:
+def _replaced(model: Any, variant: str | None) -> Callable[[str], bool]:
+    """The same for what this model's class writes now: an adapter alone leaves the base beside it as it is."""
+    from pospatch.checkpoint._peft_save import is_part
+
+    return is_part if getattr(model, "_hf_peft_config_loaded", False) else parts_of_a_model(variant)
+
+
+def write(model: Any, folder: Path, state_dict: dict[str, Tensor] | None, kwargs: dict[str, Any]) -> None:
     """The files of the checkpoint: the base as its class writes it, the patch's own tensors and the record beside it."""
     native = model.config.pospatch["native"] or getattr(model, "_hf_peft_config_loaded", False)
     if native:  # or an adapter alone, whose own config carries the patch

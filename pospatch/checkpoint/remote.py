@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pospatch.checkpoint._publish import replacing
-from pospatch.checkpoint._save import SHIM, parts_of_a_model
+from pospatch.checkpoint._save import SHIM, Saver, parts_of_a_model, write
+from pospatch.errors import BadOption
 
 __all__ = ["SHIM", "save_remote"]
 
@@ -35,13 +36,29 @@ def save_remote(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> None
 
     Args:
         kwargs: as for `save_pretrained` (max_shard_size, ...).
+
+    Raises:
+        BadOption: push_to_hub=True, which has a function of its own, or distributed_checkpoint=True.
     """
     from pospatch.api import unwrap
     from pospatch.checkpoint._config import MODEL_TYPE
 
+    if kwargs.pop("push_to_hub", False):
+        raise BadOption(
+            "push_to_hub=True: call pospatch.push_to_hub(model, repo, remote_code=True), which adds the shim too"
+        )
+    if kwargs.get("distributed_checkpoint"):
+        raise BadOption(
+            "distributed_checkpoint=True: all ranks write there at once, so no shim can be added; leave it out"
+        )
     target = unwrap(model)
     with replacing(path, stale=parts_of_a_model(kwargs.get("variant"))) as draft:
-        target.save_pretrained(draft, **kwargs)
+        if isinstance(
+            vars(target).get("save_pretrained"), Saver
+        ):  # which would exchange the draft, and the lock on it is lost
+            write(target, draft, kwargs.pop("state_dict", None), kwargs)
+        else:
+            target.save_pretrained(draft, **kwargs)
         config = json.loads((draft / "config.json").read_text())
         if config["model_type"] == MODEL_TYPE:
             config["auto_map"] = {"AutoConfig": f"{Path(SHIM).stem}.PospatchConfig"}

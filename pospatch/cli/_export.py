@@ -36,7 +36,7 @@ def export(
     if option and method is None:
         raise BadOption(f"-o {option[0]} is an option of a method: say which with --method")
     one_file = output.suffix == ".gguf"
-    made(output.parent if one_file else output)
+    made(output.parent)  # the folder itself comes with a whole export alone
     loaded = load(model, auto, dtype)
     if method is not None:
         patched(loaded, method, option)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pospatch.checkpoint._folders import flush, flush_entries, locked_room, prefix_of, sweep
 from pospatch.checkpoint._native_form import Form
 from pospatch.checkpoint.llama_cpp._frequencies import FACTORS, NEAR, Said, computed, say
 from pospatch.checkpoint.llama_cpp._vocabulary import write_vocabulary
@@ -61,22 +61,28 @@ def export_gguf(form: Form, path: str | os.PathLike[str], *, tokenizer: Any, ver
 
     Raises:
         UnsupportedHost: llama.cpp would compute something else; the message names the nearest honest way.
-        CheckpointError: what was written is not what was meant, or the package gguf is missing; nothing is left of it.
+        CheckpointError: `path` is a folder, what was written is not what was meant, or the package gguf is missing; nothing is
+            left of it.
     """
     try:
         import gguf  # noqa: F401
     except ImportError as error:
         raise CheckpointError("writing a GGUF needs the package gguf: pip install 'pospatch[gguf]'") from error
+    file = Path(os.path.realpath(path))
+    if file.is_dir():
+        raise CheckpointError(f"{path} is a folder; give a file to export to")
     _check(form, tokenizer)
     said = say(form.config, *_spectrum(form))
     tensors = _tensors(form, said)
-    file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".saving-", dir=file.parent) as room:
-        draft = Path(room) / file.name
+    with locked_room(file.parent, prefix_of(file), file.parent) as room:
+        draft = room / file.name
         _write(draft, form, said, tensors, tokenizer)
         difference = _read_back(draft, form, said, tensors) if verify else None
+        flush(room)
         os.replace(draft, file)
+        flush_entries(file.parent)
+    sweep(file.parent, prefix_of(file))
     how = f"{said.keys.get('rope.scaling.type', 'plain')} frequencies"
     if said.factors is not None:
         how = f"a divisor for each of {len(said.factors)} pairs ({FACTORS})"

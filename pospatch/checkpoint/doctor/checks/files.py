@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from collections.abc import Iterator
 
+from pospatch.checkpoint._folders import KEPT, in_use, prefix_of
 from pospatch.checkpoint.doctor._evidence import Evidence
 from pospatch.checkpoint.doctor._finding import Finding, error, note, warning
 from pospatch.checkpoint.doctor._weights import INDEX
@@ -34,12 +37,18 @@ def incomplete(seen: Evidence) -> Iterator[Finding]:
 @check
 def interrupted(seen: Evidence) -> Iterator[Finding]:
     """What an interrupted save left."""
-    left = sorted(name for name in seen.files.names() or () if name.startswith(".saving-"))
+    left = sorted(name for name in seen.files.names() or () if re.match(r"\..*\.saving-", name))
+    if (folder := seen.files.folder) is not None and getattr(seen.files, "whole", False):
+        folder = folder.resolve()
+        beside = [room.name for room in folder.parent.glob(f"{glob.escape(prefix_of(folder))}*")]
+        rooms = [folder / name for name in left] + [folder.parent / name for name in sorted(beside)]
+        left = [str(room) for room in rooms if not in_use(room)]
     if left:
         yield note(
             f"{left[0]}, left by a save that was interrupted",
             "no such folder",
-            "delete it; the checkpoint is the old one",
+            f"where it has a folder {KEPT}, move what is in there back, it is the old checkpoint (the next save here does so "
+            "too); else delete it",
         )
 
 
