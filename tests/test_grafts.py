@@ -294,3 +294,25 @@ def test_a_plan_that_needs_more_memory_than_there_is_says_so(tmp_path: Path) -> 
     arguments = parse(["--config", str(_config(tmp_path, sequence_length=10**9, train_tokens=None))])
     line = plan.memory(arguments, tiny.build("llama"), 1)
     assert "MORE THAN THERE IS" in line
+
+
+def test_what_deepspeed_shards_is_gathered_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pospatch.training.run import Run
+    from pospatch.training.trainer import PatchTrainer
+
+    own, engine = Run._save, object()
+
+    def save(self: Any) -> None:
+        """Each process holds empty weights; only the engine has them whole."""
+        whole = {name: value + 1 for name, value in self.model.state_dict().items()}
+        self.trainer.is_deepspeed_enabled, self.trainer.deepspeed = True, engine
+        self.trainer.accelerator.get_state_dict = lambda asked: whole if asked is engine else None
+        own(self)
+
+    plain = _weights(_run(tmp_path / "plain", max_steps=1))
+    monkeypatch.setattr(Run, "_save", save)
+    gathered = _weights(_run(tmp_path / "gathered", max_steps=1))
+    assert all(torch.equal(gathered[name], value + 1) for name, value in plain.items())
+    monkeypatch.setattr(PatchTrainer, "sharded", property(lambda self: True))
+    with pytest.raises(BadOption, match="shards the weights"):
+        _run(tmp_path / "lora", tuning="lora")
