@@ -78,6 +78,21 @@ def test_a_fade_goes_from_the_old_model_to_the_new_one(host: str, name: str) -> 
     assert torch.equal(_logits(model), new)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("temperature", {"floor_scale": 2}), ("logn", {"original_max_position_embeddings": 4})]
+)
+def test_a_factor_of_queries_fades_too(name: str, options: dict[str, Any]) -> None:
+    """With options under which it acts on so few tokens."""
+    model = tiny.build("llama")
+    old = _logits(model)
+    new = _logits(pospatch.apply(model, name, **options))
+    fade = Fade(model, share=0.0)
+    assert (new - old).abs().max() > 1e-1
+    torch.testing.assert_close(_logits(model), old)
+    fade.remove()
+    assert torch.equal(_logits(model), new)
+
+
 def test_a_fade_is_trained_through(tmp_path: Path) -> None:
     model = tiny.build("gpt2").train()
     pospatch.apply(model, "kerple_log")
