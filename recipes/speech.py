@@ -27,6 +27,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 import pospatch
 from pospatch import assets
+from pospatch.errors import BadOption
 from pospatch.training.study import fit, settings, stacks, write
 
 RATE, FRAMES = 16000, 50  # samples and encoder positions a second
@@ -199,7 +200,9 @@ def run(chosen: Settings) -> dict[str, Any]:
 
     results["reference"] = {"first": wanted[0]}
     say("as it is, window of 30 s", WINDOW)
-    (_, methods), *_ = stacks(chosen.patch).items()
+    (_, methods), *more = stacks(chosen.patch).items()
+    if more:
+        raise BadOption(f"patch: speech.py takes one named patch, got {len(more) + 1}; run it once for each")
     pospatch.apply(ear.model, methods, part=chosen.part)
     say("patched", chosen.seconds)
     if chosen.tuned == "part":

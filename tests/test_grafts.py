@@ -78,6 +78,21 @@ def test_a_fade_goes_from_the_old_model_to_the_new_one(host: str, name: str) -> 
     assert torch.equal(_logits(model), new)
 
 
+@pytest.mark.parametrize(
+    ("name", "options"), [("temperature", {"floor_scale": 2}), ("logn", {"original_max_position_embeddings": 4})]
+)
+def test_a_factor_of_queries_fades_too(name: str, options: dict[str, Any]) -> None:
+    """With options under which it acts on so few tokens."""
+    model = tiny.build("llama")
+    old = _logits(model)
+    new = _logits(pospatch.apply(model, name, **options))
+    fade = Fade(model, share=0.0)
+    assert (new - old).abs().max() > 1e-1
+    torch.testing.assert_close(_logits(model), old)
+    fade.remove()
+    assert torch.equal(_logits(model), new)
+
+
 def test_a_fade_is_trained_through(tmp_path: Path) -> None:
     model = tiny.build("gpt2").train()
     pospatch.apply(model, "kerple_log")
@@ -294,3 +309,25 @@ def test_a_plan_that_needs_more_memory_than_there_is_says_so(tmp_path: Path) -> 
     arguments = parse(["--config", str(_config(tmp_path, sequence_length=10**9, train_tokens=None))])
     line = plan.memory(arguments, tiny.build("llama"), 1)
     assert "MORE THAN THERE IS" in line
+
+
+def test_what_deepspeed_shards_is_gathered_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pospatch.training.run import Run
+    from pospatch.training.trainer import PatchTrainer
+
+    own, engine = Run._save, object()
+
+    def save(self: Any) -> None:
+        """Each process holds empty weights; only the engine has them whole."""
+        whole = {name: value + 1 for name, value in self.model.state_dict().items()}
+        self.trainer.is_deepspeed_enabled, self.trainer.deepspeed = True, engine
+        self.trainer.accelerator.get_state_dict = lambda asked: whole if asked is engine else None
+        own(self)
+
+    plain = _weights(_run(tmp_path / "plain", max_steps=1))
+    monkeypatch.setattr(Run, "_save", save)
+    gathered = _weights(_run(tmp_path / "gathered", max_steps=1))
+    assert all(torch.equal(gathered[name], value + 1) for name, value in plain.items())
+    monkeypatch.setattr(PatchTrainer, "sharded", property(lambda self: True))
+    with pytest.raises(BadOption, match="shards the weights"):
+        _run(tmp_path / "lora", tuning="lora")

@@ -17,7 +17,7 @@ from pospatch.geometry import Geometry, Rotation
 
 __all__ = ["geometries", "layer_type", "trained_length"]
 
-PREFIX = 16  # class tokens and registers that may stand before the patches
+PREFIX = 16  # tokens that are no patches (class tokens, registers), before and after them together
 
 LENGTH_FIELDS = ("max_ep_len", "max_position_embeddings", "n_positions", "max_target_positions", "max_source_positions")
 

@@ -144,6 +144,7 @@ class DistillRun(Run):
         training = model.training
         model.eval()
         found: list[tuple[float, float]] = []
+        compared = 0
         for row in self.data.windows["base"]:
             batch = {
                 name: value.to(trainer.args.device) for name, value in self._collate([row]).items() if name != "labels"
@@ -151,13 +152,14 @@ class DistillRun(Run):
             extra = {"output_hidden_states": self.options.match == "hidden"}
             student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
             real = batch.get("attention_mask")
+            compared += int(batch["input_ids"].numel() if real is None else real.sum())
             measured = distance(student, teacher, self.options, real), self._agreement(student, teacher, real)
             found.append((float(measured[0]), float(measured[1])))
         model.train(training)
         loss, agreement = (sum(column) / len(found) for column in zip(*found, strict=True))
         length = self.data.record["evaluation"]["base"]
         self._say(f"{when}, length {length}: distance {loss:.4f}, agreement {agreement:.4f}")
-        return {"base": {"length": length, "loss": loss, "agreement": agreement, "n": length * len(found)}}
+        return {"base": {"length": length, "loss": loss, "agreement": agreement, "n": compared}}
 
     def _agreement(self, student: Any, teacher: Any, real: Tensor | None) -> Tensor:
         """Share of tokens with the same best word, or the cosine of the two means over tokens."""

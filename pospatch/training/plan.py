@@ -41,8 +41,15 @@ def memory(arguments: Arguments, model: Any, trained: int) -> str:
     layer = tokens * config.hidden_size * item  # one tensor of hidden states; a layer keeps about 17 of them
     saves = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
     activations = layer * (config.num_hidden_layers + 17 if saves else 17 * config.num_hidden_layers)
-    shown = min(arguments.tune.loss_slice or arguments.data.sequence_length, arguments.data.sequence_length)
+    distills = arguments.distill is not None
+    shown = (
+        arguments.data.sequence_length
+        if distills
+        else min(arguments.tune.loss_slice or arguments.data.sequence_length, arguments.data.sequence_length)
+    )
     logits = 8 * args.train_batch_size * shown * config.vocab_size
+    if distills:  # the teacher's weights and its logits beside the student's
+        weights, logits = 2 * weights, 2 * logits
     needed = weights + 12 * trained + activations + logits
     free = available_memory(args.device)
     of = f" of {free / 2**30:.1f} GiB free" if free is not None else ""

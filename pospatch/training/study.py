@@ -67,6 +67,7 @@ def fit(
 ) -> dict[str, float]:
     """Train with AdamW: the rate rises over a tenth of the steps and falls to zero; `loss` draws its own batch.
 
+    It runs on the CPU, also where there is a GPU.
     Under accelerate with several processes each draws other batches, and gradients are averaged.
 
     Returns:
@@ -75,7 +76,7 @@ def fit(
     from accelerate import Accelerator
     from torch.optim.lr_scheduler import OneCycleLR
 
-    accelerator = Accelerator()
+    accelerator = Accelerator(cpu=True)  # the recipes draw and score their batches there
     trained = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=decay)
     schedule = OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
@@ -100,9 +101,18 @@ def spread(runs: Sequence[Sequence[float]]) -> tuple[tuple[float, float, float],
     return tuple((min(values), median(values), max(values)) for values in zip(*runs, strict=True))
 
 
+def _first() -> bool:
+    """True in the process that writes."""
+    from accelerate import PartialState
+
+    return bool(PartialState(cpu=True).is_main_process)
+
+
 def write(folder: str, chosen: Any, results: dict[str, Any]) -> Path:
     """Put settings and results into results.json of a folder; returns the folder."""
     path = Path(folder)
+    if not _first():
+        return path
     path.mkdir(parents=True, exist_ok=True)
     content = {"settings": asdict(chosen), **results}
     (path / "results.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
@@ -123,6 +133,8 @@ def draw(path: Path, curves: Sequence[Curve], *, title: str, across: str, up: st
     """Curves with their spread as a PNG of about 40 kB; a vertical line at `mark`, what the model was trained for."""
     from matplotlib.figure import Figure
 
+    if not _first():
+        return
     figure = Figure(figsize=(6.4, 3.6), dpi=110, layout="constrained")
     axes = figure.subplots()
     for curve in curves:
