@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as tf
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 
 import pospatch
 from pospatch import registry
@@ -320,3 +321,29 @@ def test_copies_are_independent(tmp_path: Path) -> None:
     twin.save_pretrained(tmp_path)
     assert "pip install pospatch" in (tmp_path / "adapter_config.json").read_text()
     assert pospatch.inspect(twin).method == "yarn"
+
+
+@pytest.mark.parametrize("grown", [False, True])
+@pytest.mark.parametrize("method", ["yarn", "alibi", "t5_bias"])
+def test_a_lora_on_a_patched_checkpoint_is_saved(tmp_path: Path, method: str, grown: bool) -> None:
+    """peft asks the base's config.json for its vocabulary, by a class that stops at our guard."""
+    pospatch.apply(tiny.build("llama"), method, **({"factor": 2} if method == "yarn" else {})).save_pretrained(
+        tmp_path / "base"
+    )
+    load = tf.AutoModelForCausalLM.from_pretrained
+    model = load(tmp_path / "base")
+    if grown:
+        model.resize_token_embeddings(tiny.VOCABULARY + 5)
+    lora = get_peft_model(model, LoraConfig(target_modules=TARGETS["llama"], init_lora_weights=False)).eval()
+    before = dict(vars(lora))
+    lora.save_pretrained(tmp_path / "lora")
+    assert set(vars(lora)) == set(before)
+    assert lora.config.vocab_size == tiny.VOCABULARY + 5 * grown
+    saved = load_file(tmp_path / "lora" / "adapter_model.safetensors")
+    assert any("embed_tokens" in name for name in saved) == grown
+    base = load(tmp_path / "base")
+    if grown:
+        base.resize_token_embeddings(tiny.VOCABULARY + 5)
+    again = pospatch.load_peft(base, tmp_path / "lora").eval()
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(again, tiny.ids()), tiny.logits(lora, tiny.ids()))

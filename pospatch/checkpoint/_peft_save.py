@@ -11,6 +11,7 @@ and for those that stood there before the patch.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 import os
@@ -18,6 +19,8 @@ import shutil
 import sys
 import tempfile
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +113,15 @@ class WrapperSaver:
             return
         given = inspect.signature(write).bind(wrapper, save_directory, *args, **kwargs).arguments
         if not given.get("is_main_process", True):
-            with tempfile.TemporaryDirectory() as nowhere:
+            with tempfile.TemporaryDirectory() as nowhere, _base_unread(wrapper):
                 write(wrapper, nowhere, *args, **kwargs)
             return
         arm_adapters(model, wrapper.peft_config)
+        if given.get("save_embedding_layers", "auto") == "auto" and _resized(wrapper):
+            kwargs["save_embedding_layers"] = True
         written: set[str] = set()
-        with replacing(save_directory, stale=lambda name: CONFIG in written and is_part(name)) as draft:
+        stale = lambda name: CONFIG in written and is_part(name)  # noqa: E731
+        with replacing(save_directory, stale=stale) as draft, _base_unread(wrapper):
             if (card := Path(save_directory, "README.md")).is_file():  # which peft adds to
                 shutil.copyfile(card, draft / card.name)
             write(wrapper, draft, *args, **kwargs)
@@ -125,6 +131,45 @@ class WrapperSaver:
 def is_part(name: str) -> bool:
     """Whether a name in a folder is a part of an adapter of peft, and goes when it is replaced."""
     return name == TENSORS or name in WEIGHTS
+
+
+def _resized(wrapper: Any) -> bool:
+    """True where the vocabulary is another one than in the checkpoint of ours that the base was loaded from."""
+    sizes = {_vocabulary(config.base_model_name_or_path) for config in wrapper.peft_config.values()} - {None}
+    return bool(sizes - {getattr(wrapper.config, "vocab_size", None)})
+
+
+def _vocabulary(base: Any) -> int | None:
+    """The size of the vocabulary in a checkpoint of ours, whose config.json no class of transformers reads; else None."""
+    from transformers.utils import cached_file
+
+    found = base and cached_file(
+        base, "config.json", _raise_exceptions_for_missing_entries=False, local_files_only=True
+    )
+    if not found:
+        return None
+    record = json.loads(Path(found).read_text()).get("pospatch")
+    nested = record.get("base_config") if isinstance(record, dict) else None
+    return nested.get("vocab_size") if isinstance(nested, dict) else None
+
+
+@contextmanager
+def _base_unread(wrapper: Any) -> Iterator[None]:
+    """Keep peft from reading the base's config.json, where it looks whether the vocabulary was resized: it stops at our guard.
+
+    Without a vocabulary in the wrapper's view of the config it does not look; `_resized` has, in its place.
+    """
+    if all(_vocabulary(config.base_model_name_or_path) is None for config in wrapper.peft_config.values()):
+        yield
+        return
+    held, own = copy.copy(wrapper.config), {name: vars(wrapper)[name] for name in ("config",) if name in vars(wrapper)}
+    vars(held)["vocab_size"] = None
+    vars(wrapper)["config"] = held
+    try:
+        yield
+    finally:
+        del vars(wrapper)["config"]
+        vars(wrapper).update(own)
 
 
 class AdapterSaver:
