@@ -40,8 +40,11 @@ def load_peft(model: Any, path: str | os.PathLike[str], *, adapter_name: str = "
     content, target = read_json(path, CONFIG, hub), unwrap(model)
     record = content.pop("pospatch", None)
     if record is None:
-        with adopted(target):
-            if patch_of(target) is not None:
+        same = content.get("base_model_name_or_path") == getattr(target, "name_or_path", None) != ""
+        with adopted(
+            target
+        ):  # plain peft on plain transformers leaves no record, and is right on the base that it names
+            if patch_of(target) is not None and not same:
                 raise CheckpointError(
                     f"{path} was trained without a patch and the base carries one; load it on a bare base"
                 )
