@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
+from huggingface_hub.errors import HfHubHTTPError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -240,6 +241,19 @@ def test_weights_are_not_read(saved: Any, tmp_path: Path) -> None:
         opened.truncate(header)  # a hole where the weights were
         opened.truncate(whole)
     assert not pospatch.inspect(folder).findings  # type: ignore[attr-defined]
+
+
+def test_a_repository_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+
+    def nothing(*args: Any, **kwargs: Any) -> Any:
+        raise HfHubHTTPError.__bases__[0]("no such host")
+
+    monkeypatch.setattr(HfApi, "list_repo_files", nothing)
+    with pytest.raises(CheckpointError, match="no such host"):
+        pospatch.inspect("someone/somewhere")
 
 
 def test_what_is_no_checkpoint(saved: Any, tmp_path: Path) -> None:

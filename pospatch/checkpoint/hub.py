@@ -11,7 +11,7 @@ from typing import Any
 
 from pospatch.checkpoint._config import MODEL_TYPE
 from pospatch.checkpoint.card import card, licence_of, read_results
-from pospatch.errors import HubError
+from pospatch.errors import HubError, PospatchError
 
 __all__ = ["clean", "push_to_hub"]
 
@@ -71,7 +71,9 @@ def push_to_hub(
                 commit_message=commit_message,
                 ignore_patterns=[".*"],
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except PospatchError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever the Hub's HTTP client raises
             why = clean(f"{type(error).__name__}: {error}", token)
             raise HubError(
                 f"the upload to {repo!r} was not done: {why}. No file there was changed; call again, what arrived whole is not "

@@ -70,7 +70,7 @@ class Repository:
                 listed = HfApi(token=self._hub.get("token")).list_repo_files(
                     self.source, revision=self._hub.get("revision")
                 )
-            except (OSError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001  whatever the Hub's HTTP client raises
                 raise _unreachable(self.source, error, self._hub) from None
             self._names = {name.removeprefix(prefix) for name in listed if name.startswith(prefix)}
         self._listed = True
@@ -83,7 +83,7 @@ class Repository:
             return None
         try:
             found = cached_file(self.source, name, _raise_exceptions_for_missing_entries=False, **self._hub)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  as above
             raise _unreachable(self.source, error, self._hub) from None
         return None if found is None else Path(found)
 
@@ -99,7 +99,7 @@ class Repository:
             read = HfApi(token=self._hub.get("token")).parse_safetensors_file_metadata(
                 self.source, inside, revision=self._hub.get("revision")
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001  as above
             raise _unreachable(f"{self.source}: {name}", error, self._hub) from None
         return {key: tuple(tensor.shape) for key, tensor in read.tensors.items()}
 
