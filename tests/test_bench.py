@@ -147,6 +147,8 @@ def test_methods_are_read_with_their_options() -> None:
         (("tiny-gpt2", "alibi", "--dtype", "float8"), "dtype='float8'"),
         (("tiny-gpt2", "alibi", "--lengths", "8"), "at least 16"),
         (("tiny-gpt2", "alibi", "--repeats", "0"), "at least 1"),
+        (("tiny-gpt2", "alibi", "--reference-limit", "0"), "reference_limit=0 must be above 0 GiB"),
+        (("tiny-gpt2", "alibi", "--reference-limit", "nan"), "reference_limit=nan must be above 0 GiB"),
         (("tiny-gpt2", "alibi", "--level", "attention", "--work", "decode"), "level='model'"),
         (("tiny-llama", "rope", "--level", "attention"), "acts outside the attention"),
         (("./nowhere", "alibi", "--level", "attention"), "takes a named shape"),
@@ -166,3 +168,23 @@ def test_the_command_writes_and_shows(tmp_path: Path) -> None:
     for word in ("plain", "reference", "bloom", "mpt", "time grows as length^"):
         assert word in result.stdout
     assert {path.name for path in tmp_path.iterdir()} == {"b.json", "b.png"}
+
+
+@pytest.mark.parametrize("level", _cell.LEVELS)
+def test_a_reference_above_the_limit_is_left_out_until_the_limit_is_raised(tmp_path: Path, level: str) -> None:
+    """4 matrices of 4 heads x 32 x 32 in float32 are 2**16 bytes: 6.1e-5 GiB."""
+    words = ["bench", "tiny-gpt2", "alibi", "--lengths", "32", "--repeats", "1", "--no-memory", "--level", level]
+    for limit, runs in (("6e-5", False), ("7e-5", True)):
+        chosen = [*words, "--reference-limit", limit, "--output", str(tmp_path / "b")]
+        result = CliRunner().invoke(app, chosen, env={"COLUMNS": "200"})
+        assert result.exit_code == 0, result.output
+        row = json.loads((tmp_path / "b.json").read_text())["rows"][0]
+        assert ("reference" in row["seconds"]) == runs
+        assert (row["note"] == "") == runs
+        assert ("above 6e-05; raise reference_limit (--reference-limit)" in result.stdout) != runs
+
+
+def test_the_limit_is_shown_by_help() -> None:
+    shown = CliRunner().invoke(app, ["bench", "--help"], env={"COLUMNS": "200"}).stdout
+    assert "--reference-limit" in shown
+    assert "GIB" in shown

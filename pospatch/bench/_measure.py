@@ -62,12 +62,17 @@ def bench(
         layers: of a named shape, fewer than its own to save time.
 
     Raises:
-        BadOption: an unknown work, level, clock, shape or method, or a method that does not act at that level.
+        BadOption: an unknown work, level, clock, shape or method, a method that does not act at that level, or a limit
+            that is no positive number.
     """
     if clock not in CLOCKS:
         raise BadOption(f"bench: clock={clock!r}.{suggest(clock, CLOCKS)} It is one of {', '.join(CLOCKS)}")
     if repeats < 1 or not methods or not works or not lengths:
         raise BadOption("bench: needs repeats of at least 1, and at least one method, work and length")
+    if not reference_limit > 0:  # nan too
+        raise BadOption(
+            f"bench: reference_limit={reference_limit:g} must be above 0 GiB; reference=False leaves the form out"
+        )
     cells = [
         Cell(
             model=model, work=work, length=length, method=name, options=options, level=level, dtype=dtype,
@@ -94,7 +99,10 @@ def _compared(cell: Cell, reference: bool, limit: float, peers: bool) -> tuple[d
         if size <= limit:
             found["reference"] = replace(cell, form="reference")
         else:
-            note = f"reference not run: whole matrices of about {size:.1f} GiB, above {limit:g}"
+            note = (
+                f"reference not run: whole matrices of about {size:.3g} GiB, above {limit:g}; "
+                "raise reference_limit (--reference-limit) where there is memory for them"
+            )
     if peers and cell.level == "model":
         found |= {name: replace(cell, method=None, options={}, peer=name) for name in peers_of(cell)}
     return found, note

@@ -32,6 +32,9 @@ def bench(
     layers: Annotated[int | None, typer.Option(help="Layers of a named shape, to save time.")] = None,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, each cell in its own process.")] = True,
     reference: Annotated[bool, typer.Option(help="Also run the form that holds whole matrices.")] = True,
+    reference_limit: Annotated[
+        float, typer.Option(metavar="GIB", help="Leave that form out where its matrices would need more than this.")
+    ] = 4.0,
     peers: Annotated[bool, typer.Option(help="Also run others' code for the same method, where installed.")] = False,
     output: Annotated[Path, typer.Option("--output", help="Result path; writes .json and .png.")] = Path("bench"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
@@ -41,6 +44,7 @@ def bench(
     Examples:
     [b]pospatch bench gpt2 alibi t5_bias --level attention --lengths 1024,2048,4096,8192[/b]
     [b]pospatch bench smollm2-135m self_extend --work prefill,decode --lengths 2048,4096[/b]
+    [b]pospatch bench gpt2 alibi --lengths 8192 --reference-limit 16[/b]
     [b]pospatch bench gpt2 rope --work train,decode --peers --repeats 9[/b]
     """
     from pospatch import bench as benchmark
@@ -59,6 +63,7 @@ def bench(
         layers=layers,
         memory=memory,
         reference=reference,
+        reference_limit=reference_limit,
         peers=peers,
     )
     data, picture = report.save(output)
