@@ -11,6 +11,7 @@ import transformers as tf
 
 import pospatch
 from pospatch import registry
+from pospatch.engine import _native as written
 from pospatch.engine._seams import carry
 from pospatch.errors import PospatchError, UnsupportedHost
 from pospatch.methods._base import Bands, Rotary, Scaling
@@ -132,6 +133,23 @@ def test_lists_of_longrope_that_are_equal_are_one_fixed_spectrum() -> None:
     parameters = {**LENGTH_DEPENDENT["longrope"], "short_factor": [3.0] * 4}
     model = pospatch.apply(tiny.spread(tiny.llama(rope_parameters=parameters)), "self_extend", group_size=2, window=4)
     assert pospatch.inspect(model).native is False
+
+
+def test_one_config_is_made_into_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check that transformers takes the config costs more than the patch itself; its answer stays that of the config."""
+    made: list[float] = []
+    inner = written._made
+    monkeypatch.setattr(
+        written, "_made", lambda *args: made.append(args[2]["rope_parameters"]["factor"]) or inner(*args)
+    )
+    model = tiny.build("llama")
+    for factor in (4.125, 4.125, 5.125, 4.125):  # of no other test
+        assert pospatch.apply(model, "yarn", factor=factor).config.pospatch["native"] is True
+        pospatch.remove(model)
+    assert made == [4.125, 5.125]
+    model.config.note = {1, 2}  # JSON has no sets, so transformers could not save it
+    assert pospatch.apply(model, "yarn", factor=4.125).config.pospatch["native"] is False
+    assert made == [4.125, 5.125, 4.125]
 
 
 def test_ntk_is_a_new_base() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -87,15 +89,38 @@ def _reads_back(plan: Plan) -> bool:
     Some families refuse every rope_type but one, others size a table by a field that is no length of text.
     """
     config = real(plan.whole.config)
-    try:
-        with quiet(), torch.device("meta"):
-            again = type(plan.whole)(type(config).from_dict(config.to_dict()))
-    except Exception:  # noqa: BLE001  whatever the family raises, it would raise again when it is loaded
-        return False
-    shapes = {name: value.shape for name, value in again.state_dict().items()}
+    shapes = _shapes_again(type(plan.whole), type(config), config.to_dict())
+    if shapes is None or not plan.sites.tables:
+        return shapes is not None
     held = {id(table.weight) for table in plan.sites.tables}
     tables = {name: value.shape for name, value in plan.whole.state_dict(keep_vars=True).items() if id(value) in held}
     return all(shapes.get(name, shape) == shape for name, shape in tables.items())
+
+
+def _shapes_again(family: type, kind: type, fields: dict[str, Any]) -> dict[str, torch.Size] | None:
+    """Shapes of the tensors of a model made from a config's fields, or None where the family refuses them.
+
+    Making hundreds of modules takes longer than the rest of `apply`, so the same fields are made into a model once.
+    """
+    try:
+        written = json.dumps(fields)
+    except (TypeError, ValueError):  # no file could hold it, so there is nothing to know it again by
+        return _made(family, kind, fields)
+    return _made_once(family, kind, written)
+
+
+@lru_cache(maxsize=32)
+def _made_once(family: type, kind: type, written: str) -> dict[str, torch.Size] | None:
+    return _made(family, kind, json.loads(written))
+
+
+def _made(family: Any, kind: Any, fields: dict[str, Any]) -> dict[str, torch.Size] | None:
+    try:
+        with quiet(), torch.device("meta"):
+            again = family(kind.from_dict(fields))
+    except Exception:  # noqa: BLE001  whatever the family raises, it would raise again when it is loaded
+        return None
+    return {name: value.shape for name, value in again.state_dict().items()}
 
 
 def _lengthen(configs: list[Any], patch: Patch, plan: Plan) -> None:
