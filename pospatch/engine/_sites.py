@@ -19,7 +19,7 @@ from pospatch.errors import UnsupportedHost
 from pospatch.geometry import Rotation
 from pospatch.hosts import DETECTED, Host, host_of, refusal_of
 
-__all__ = ["Bias", "Sites", "find", "stack_of"]
+__all__ = ["Bias", "Sites", "find", "is_fixed", "stack_of"]
 
 
 @dataclass
@@ -229,11 +229,11 @@ def _rotation(module: nn.Module, buffer: str, label: str | None) -> Rotation:
         inv_freq=inv_freq,
         attention_factor=factor,
         rope_type=rope_type,
-        fixed=_is_fixed(rope_type, parameters),
+        fixed=is_fixed(rope_type, parameters),
     )
 
 
-def _is_fixed(rope_type: str, parameters: dict[str, Any]) -> bool:
+def is_fixed(rope_type: str, parameters: dict[str, Any]) -> bool:
     """False for the two of transformers' types that update their frequencies in a forward."""
     if rope_type == "longrope":
         return bool(parameters.get("short_factor") == parameters.get("long_factor"))

@@ -27,7 +27,7 @@ from pospatch.training.options import (
     structure,
 )
 
-__all__ = ["Arguments", "Parser", "parse", "tokens"]
+__all__ = ["Arguments", "Parser", "parse", "parsed"]
 
 
 _OWN = (ModelArguments, DataArguments, TuneArguments, RunArguments)
@@ -67,25 +67,36 @@ def parse(argv: Sequence[str] | None = None, *, distill: bool = False) -> Argume
     """
     own = _ALL if distill else _OWN
     parser = Parser((*own, PatchTrainingArguments), allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
-    given = list(sys.argv[1:] if argv is None else argv)
-    valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
-    file = parser.parse_known_args(given)[0].config
-    values, unknown = parser.parse_known_args([*tokens(file, valid), *given])
-    if unknown:
-        name = next((item for item in unknown if item.startswith("--")), None)
-        if name is None:
-            raise BadOptionType(f"{' '.join(unknown)!r} follows a flag that takes one value; put a value in quotes")
-        bare = name.removeprefix("--").partition("=")[0].replace("-", "_")
-        raise UnknownName(f"unknown flag {name!r}.{suggest(bare, valid)} See --help")
-    chosen = {name: value for name, value in vars(values).items() if name != "config"}
+    chosen = parsed(parser, argv)
     config = _plain(chosen)
     _check(chosen)
     model, data, tune, run, *rest = parser.parse_dict(chosen)
     return Arguments(model, data, tune, run, rest[-1], config, rest[0] if distill else None)
 
 
-def tokens(file: str | None, valid: dict[str, bool]) -> list[str]:
+def parsed(parser: Parser, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """All values by name, from `--config FILE` and flags, which win.
+
+    Raises:
+        UnknownName, BadOption, BadOptionType: as `parse`.
+    """
+    parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
+    given = list(sys.argv[1:] if argv is None else argv)
+    valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
+    first = Parser(add_help=False, allow_abbrev=False)  # what is required may stand in the file
+    first.add_argument("--config")
+    file = first.parse_known_args(given)[0].config
+    values, unknown = parser.parse_known_args([*_tokens(file, valid), *given])
+    if unknown:
+        name = next((item for item in unknown if item.startswith("--")), None)
+        if name is None:
+            raise BadOptionType(f"{' '.join(unknown)!r} follows a flag that takes one value; put a value in quotes")
+        bare = name.removeprefix("--").partition("=")[0].replace("-", "_")
+        raise UnknownName(f"unknown flag {name!r}.{suggest(bare, valid)} See --help")
+    return {name: value for name, value in vars(values).items() if name != "config"}
+
+
+def _tokens(file: str | None, valid: dict[str, bool]) -> list[str]:
     """A YAML file as the flags that say the same; an empty value leaves the default. `valid`: does a name take several?"""
     flags: list[str] = []
     for name, value in _read(file).items():

@@ -98,7 +98,7 @@ class Fade:
         kept: list[Any] = []
 
         def keep(module: nn.Module, args: Any, output: Any) -> None:
-            kept[:] = [output]
+            kept[:] = [output] if self.share < 1 else []
 
         def mix(module: nn.Module, args: Any, output: Any) -> Any:
             if self.share >= 1:
@@ -180,6 +180,9 @@ def _faded(method: Method, fade: Fade) -> Method:
     return made
 
 
+_CHANGED = ("bias", "profile", "logits", "state", "angles", "factor_at")
+
+
 class _Faded(Method):
     inner: Any
     fade: Fade
@@ -187,9 +190,6 @@ class _Faded(Method):
     def __getattribute__(self, name: str) -> Any:
         mine = name.startswith("__") or name in ("inner", "fade") or name in _CHANGED
         return object.__getattribute__(self, name) if mine else getattr(object.__getattribute__(self, "inner"), name)
-
-
-_CHANGED = ("bias", "profile", "logits", "state", "angles", "factor_at")
 
 
 class _FadedBias(_Faded, Bias):

@@ -39,8 +39,7 @@ def memory(arguments: Arguments, model: Any, trained: int) -> str:
     tokens = args.train_batch_size * arguments.data.sequence_length
     item = 2 if args.bf16 or args.fp16 else next(model.parameters()).element_size()
     layer = tokens * config.hidden_size * item  # one tensor of hidden states; a layer keeps about 17 of them
-    saves = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
-    activations = layer * (config.num_hidden_layers + 17 if saves else 17 * config.num_hidden_layers)
+    activations = layer * (config.num_hidden_layers + 17 if _recomputes(args) else 17 * config.num_hidden_layers)
     distills = arguments.distill is not None
     shown = (
         arguments.data.sequence_length
@@ -62,7 +61,11 @@ def memory(arguments: Arguments, model: Any, trained: int) -> str:
 def seconds(arguments: Arguments, steps: int, forward: float) -> str:
     """Time ahead, from the seconds that a token's forward took; a step costs about three forwards, four with checkpointing."""
     args = arguments.training
-    saves = args.gradient_checkpointing or getattr(args, "activation_checkpointing", False)
     tokens = steps * rows(args) * arguments.data.sequence_length / args.world_size
-    ahead = tokens * forward * (4 if saves else 3)
+    ahead = tokens * forward * (4 if _recomputes(args) else 3)
     return f"time: about {ahead / 60:.1f} minutes for {steps} steps, at this machine's pace"
+
+
+def _recomputes(args: Any) -> bool:
+    """True where activations are computed again in the backward pass instead of kept."""
+    return bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", False))

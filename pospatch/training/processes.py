@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pospatch.api import patch_of, unwrap
+from pospatch.engine._sites import is_fixed
 from pospatch.errors import BadOption, SeamChanged, UnsupportedHost
 from pospatch.methods._base import Bands, Rotary
 from pospatch.methods._shards import TEXT, refusal
@@ -128,7 +129,7 @@ def _check_own_rule(config: Any, scheme: str) -> None:
     own = getattr(config, "rope_parameters", None) or {}
     for each in (own, *own.values()):
         kind = each.get("rope_type") if isinstance(each, dict) else None
-        if kind == "dynamic" or (kind == "longrope" and each["short_factor"] != each["long_factor"]):
+        if kind is not None and not is_fixed(kind, each):
             raise UnsupportedHost(
                 f"the model's own rotary encoding ({kind}) goes by the length at hand, and under {scheme} that is not the "
                 "length of a sequence; patch it with yarn, or share the work by DDP or FSDP"

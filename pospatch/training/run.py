@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -14,6 +13,7 @@ from typing import Any
 from transformers import set_seed
 
 from pospatch.errors import BadOption, PospatchError
+from pospatch.evaluate._result import write_text
 from pospatch.training import data as packing
 from pospatch.training import graft, measure, plan, probe, processes, resume, tuning
 from pospatch.training import loss as slices
@@ -115,7 +115,7 @@ class Run:
             "checkpoint": str(self.folder / "model"),
         }
         self._save()
-        self._write("results.json", results)
+        self._write("results.json", _json(results))
         return results
 
     def rehearse(self) -> dict[str, Any]:
@@ -191,8 +191,8 @@ class Run:
         if self.scheme not in ("ring", "ulysses"):  # whose batches accelerate cuts
             steps = self.trainer.state.max_steps - self.trainer.state.global_step
             self._say(plan.seconds(self.arguments, steps, measure.pace(self.trainer)))
-        self._write(resume.START, start)
-        self._write_text("config.yaml", self.arguments.to_yaml())
+        self._write(resume.START, _json(start))
+        self._write("config.yaml", self.arguments.to_yaml())
 
     def _probe(self) -> None:
         if self.arguments.data.documents == "packed":
@@ -231,12 +231,10 @@ class Run:
         if self.main:
             print(line, flush=True)
 
-    def _write(self, name: str, content: dict[str, Any]) -> None:
-        self._write_text(name, json.dumps(content, indent=2, allow_nan=False) + "\n")
-
-    def _write_text(self, name: str, content: str) -> None:
-        """All of it or nothing: a kill leaves the file of before."""
+    def _write(self, name: str, content: str) -> None:
         if self.main:
-            temporary = self.folder / f".{name}"
-            temporary.write_text(content)
-            os.replace(temporary, self.folder / name)
+            write_text(self.folder / name, content)
+
+
+def _json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, allow_nan=False) + "\n"

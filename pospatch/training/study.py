@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +15,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from pospatch.errors import BadOptionType, UnknownName, suggest
-from pospatch.training.arguments import Parser, tokens
+from pospatch.errors import BadOptionType
+from pospatch.evaluate._result import write_text
+from pospatch.training.arguments import Parser, parsed
 from pospatch.training.options import entry, structure
 
 __all__ = ["Curve", "draw", "fit", "settings", "spread", "stacks", "write"]
@@ -33,16 +33,7 @@ def settings(kind: type[Some], argv: Sequence[str] | None = None) -> Some:
         BadOption, BadOptionType: a file or value that cannot be used.
     """
     parser = Parser(kind, allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)  # type: ignore[arg-type]
-    parser.add_argument("--config", help="a YAML file with the same names; flags win over it")
-    given = list(sys.argv[1:] if argv is None else argv)
-    valid = {action.dest: action.nargs == "+" for action in parser._actions if action.dest not in ("help", "config")}
-    first = ArgumentParser(add_help=False, allow_abbrev=False)  # what is required may stand in the file
-    first.add_argument("--config")
-    file = first.parse_known_args(given)[0].config
-    values, unknown = parser.parse_known_args([*tokens(file, valid), *given])
-    if unknown:
-        raise UnknownName(f"unknown flag {unknown[0]!r}.{suggest(unknown[0].lstrip('-'), valid)} See --help")
-    return kind(**{name: value for name, value in vars(values).items() if name != "config"})
+    return kind(**parsed(parser, argv))
 
 
 def stacks(word: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
@@ -113,9 +104,8 @@ def write(folder: str, chosen: Any, results: dict[str, Any]) -> Path:
     path = Path(folder)
     if not _first():
         return path
-    path.mkdir(parents=True, exist_ok=True)
     content = {"settings": asdict(chosen), **results}
-    (path / "results.json").write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_text(path / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
     return path
 
 
