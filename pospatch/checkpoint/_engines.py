@@ -6,7 +6,7 @@ import json
 import shlex
 from typing import Any
 
-__all__ = ["gguf_keys", "llama_cpp_flags", "vllm_overrides"]
+__all__ = ["gguf_keys", "llama_cpp_flags", "plain_keys", "vllm_overrides"]
 
 PLAIN_YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": True}
 
@@ -46,10 +46,7 @@ def gguf_keys(config: Any) -> dict[str, Any] | None:
     kind = parameters.get("rope_type")
     if kind is None:
         return None
-    found: dict[str, Any] = {
-        "context_length": text.max_position_embeddings,
-        "rope.freq_base": float(parameters.get("rope_theta") or 10000.0),
-    }
+    found = plain_keys(text)
     if kind == "default":
         return found
     if kind == "linear":
@@ -62,6 +59,15 @@ def gguf_keys(config: Any) -> dict[str, Any] | None:
         "rope.scaling.factor": float(parameters["factor"]),
         "rope.scaling.original_context_length": int(parameters["original_max_position_embeddings"]),
         **_betas(parameters),
+    }
+
+
+def plain_keys(text: Any) -> dict[str, Any]:
+    """The keys of plain frequencies: the length and the base, of the part of a config that reads text."""
+    parameters = getattr(text, "rope_parameters", None) or {}
+    return {
+        "context_length": int(text.max_position_embeddings),
+        "rope.freq_base": float(parameters.get("rope_theta") or 10000.0),
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pospatch.checkpoint._folders import flush, flush_entries, locked_room, prefix_of, sweep
 from pospatch.checkpoint._native_form import Form
-from pospatch.checkpoint.llama_cpp._frequencies import FACTORS, NEAR, Said, computed, say
+from pospatch.checkpoint.llama_cpp._frequencies import FACTORS, NEAR, Said, difference, say
 from pospatch.checkpoint.llama_cpp._vocabulary import write_vocabulary
 from pospatch.errors import BadOption, CheckpointError, UnsupportedHost
 
@@ -72,13 +72,14 @@ def export_gguf(form: Form, path: str | os.PathLike[str], *, tokenizer: Any, ver
     if file.is_dir():
         raise CheckpointError(f"{path} is a folder; give a file to export to")
     _check(form, tokenizer)
-    said = say(form.config, *_spectrum(form))
+    spectrum = _spectrum(form)
+    said = say(form.config, *spectrum)
     tensors = _tensors(form, said)
     file.parent.mkdir(parents=True, exist_ok=True)
     with locked_room(file.parent, prefix_of(file), file.parent) as room:
         draft = room / file.name
         _write(draft, form, said, tensors, tokenizer)
-        difference = _read_back(draft, form, said, tensors) if verify else None
+        worst = _read_back(draft, said, tensors, *spectrum) if verify else None
         flush(room)
         os.replace(draft, file)
         flush_entries(file.parent)
@@ -91,7 +92,7 @@ def export_gguf(form: Form, path: str | os.PathLike[str], *, tokenizer: Any, ver
         "transformers drops scaling keys and divisors of a GGUF; pospatch.from_pretrained(..., gguf_file=...) puts them back",
     ]
     plain = said.factors is None and not any(name.startswith("rope.scaling.") for name in said.keys)
-    return GgufExport(str(path), f"GGUF, architecture {ARCHITECTURE}, {how}", said.keys, difference,
+    return GgufExport(str(path), f"GGUF, architecture {ARCHITECTURE}, {how}", said.keys, worst,
                       form.notes if plain else notes)  # fmt: skip
 
 
@@ -204,7 +205,7 @@ def _stored(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.contiguous().view(torch.uint8).numpy(), None, GGMLQuantizationType.BF16
 
 
-def _read_back(file: Path, form: Form, said: Said, tensors: dict[str, Tensor]) -> float:
+def _read_back(file: Path, said: Said, tensors: dict[str, Tensor], inv_freq: Tensor, amplitude: float) -> float:
     """Largest relative difference of a frequency or of the amplitude, from what stands in the file, whose keys are float32.
 
     Raises:
@@ -222,12 +223,7 @@ def _read_back(file: Path, form: Form, said: Said, tensors: dict[str, Tensor]) -
             raise CheckpointError(f"{name} was not written as it is; nothing was kept. Is the disk full?")
     factors = torch.tensor(header.factors[FACTORS]) if FACTORS in header.factors else None
     keys = {name: header.get(name) for name in said.keys}
-    inv_freq, amplitude = _spectrum(form)
-    theirs, factor = computed(keys, factors, len(inv_freq))
-    turning = inv_freq > 0
-    gap = ((theirs - inv_freq.double()).abs() / inv_freq.double())[turning]
-    worst = max(float(gap.max()) if len(gap) else 0.0, float(theirs[~turning].max()) if not turning.all() else 0.0)
-    worst = max(worst, abs(factor / amplitude - 1.0))
+    worst = difference(keys, factors, inv_freq, amplitude)
     if not worst <= 2 * NEAR:
         raise CheckpointError(
             f"llama.cpp computes other frequencies from what was written, by {worst:.1e}; nothing was kept. "

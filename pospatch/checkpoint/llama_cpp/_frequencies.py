@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pospatch.checkpoint._engines import PLAIN_YARN, gguf_keys
+from pospatch.checkpoint._engines import PLAIN_YARN, gguf_keys, plain_keys
 from pospatch.errors import UnsupportedHost
 
-__all__ = ["FACTORS", "Said", "computed", "say"]
+__all__ = ["FACTORS", "Said", "computed", "difference", "say"]
 
 FACTORS = "rope_freqs.weight"
 STILL = 3e38  # divisor of a pair that does not turn; infinity is what --check-tensors refuses
@@ -37,21 +37,18 @@ def say(config: Any, inv_freq: Tensor, amplitude: float) -> Said:
     Raises:
         UnsupportedHost: none is exact.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    theta = float(parameters.get("rope_theta") or 10000.0)
-    length = {"context_length": int(config.max_position_embeddings)}
-    plain = {**length, "rope.freq_base": theta}
+    plain = plain_keys(config)
     if amplitude != 1.0:
         plain["rope.scaling.attn_factor"] = amplitude
     divisors = computed(plain, None, len(inv_freq))[0] / inv_freq.double()
     divisors = torch.where(inv_freq == 0, STILL, divisors).float()
     for keys, factors in ((gguf_keys(config), None), (plain, None), (plain, divisors)):
-        if keys is not None and _difference(keys, factors, inv_freq, amplitude) <= NEAR:
+        if keys is not None and difference(keys, factors, inv_freq, amplitude) <= NEAR:
             return Said(keys, factors)
     raise UnsupportedHost("llama.cpp computes other frequencies from every form that a GGUF has for this spectrum")
 
 
-def _difference(keys: dict[str, Any], factors: Tensor | None, inv_freq: Tensor, amplitude: float) -> float:
+def difference(keys: dict[str, Any], factors: Tensor | None, inv_freq: Tensor, amplitude: float) -> float:
     """Largest relative difference of a frequency or of the amplitude; below 1e-30 a frequency is 0."""
     theirs, factor = computed(keys, factors, len(inv_freq))
     ours = inv_freq.double()
