@@ -60,9 +60,8 @@ class Pages:
         where = corners[:, :, None] + torch.arange(size)  # (count, 2, size): rows and columns of the cut
         page = whole[torch.arange(count)[:, None, None], where[:, 0, :, None], where[:, 1, None]]
         label = names[torch.arange(count)[:, None, None], where[:, 0, ::PATCH, None], where[:, 1, None, ::PATCH]]
-        first = (
-            where[:, :, ::PATCH] // DIGIT * DIGIT - corners[:, :, None]
-        )  # where the digit of a patch begins on the page
+        # where on the page the digit of a patch begins
+        first = where[:, :, ::PATCH] // DIGIT * DIGIT - corners[:, :, None]
         inside = (first >= 0) & (first + DIGIT <= size)
         return page[:, None], label, inside[:, 0, :, None] & inside[:, 1, None]
 

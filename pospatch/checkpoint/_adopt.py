@@ -53,10 +53,11 @@ def adopt(model: Any) -> Undo | None:
     try:
         restore_base(model, record.get("base") or {}, record.get("part"), back)
         vars(model)[KEY] = attach(model, stack, {}, record.get("part"), 0)  # tensors: none
-        if odd := [name for name, value in base_fields(model).items() if value != loaded.get(name)]:
+        stands = base_fields(model)
+        if odd := [name for name, value in stands.items() if value != loaded.get(name)]:
             raise CheckpointError(
                 f"the config says {odd[0]}={loaded.get(odd[0])!r:.300} and its patch record {[m.name for m in stack]} stands for "
-                f"{base_fields(model)[odd[0]]!r:.300}: one of them was edited. The model does what the config says; to "
+                f"{stands[odd[0]]!r:.300}: one of them was edited. The model does what the config says; to "
                 "go on from there, del model.config.pospatch"
             )
     except BaseException:

@@ -16,7 +16,7 @@ __all__ = ["VERSION", "methods_of"]
 
 VERSION = 1
 LONGEST = 16  # methods in a stack; there are fewer slots
-KINDS: dict[str, type | tuple[type, ...]] = {  # entries of a record of this version, in a config or in an adapter
+KINDS: dict[str, type] = {  # entries of a record of this version, in a config or in an adapter
     "version": int,
     "pospatch": str,
     "native": bool,
@@ -46,7 +46,7 @@ def methods_of(record: Any) -> list[Method]:
         if name not in KINDS:
             raise CheckpointError(f"the patch record has an entry {short(name)} that version {VERSION} does not know")
         if not isinstance(value, KINDS[name]):
-            raise CheckpointError(f"the patch record's {name!r} must be a {KINDS[name].__name__}, got {short(value)}")  # type: ignore[union-attr]
+            raise CheckpointError(f"the patch record's {name!r} must be a {KINDS[name].__name__}, got {short(value)}")
     if not all(isinstance(name, str) for name in record.get("tensors", ())):
         raise CheckpointError(f"the patch record's 'tensors' must be names, got {short(record['tensors'])}")
     _check_base_fields(record.get("base", {}))

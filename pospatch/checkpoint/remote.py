@@ -53,9 +53,8 @@ def save_remote(model: Any, path: str | os.PathLike[str], **kwargs: Any) -> None
         )
     target = unwrap(model)
     with replacing(path, stale=parts_of_a_model(kwargs.get("variant"))) as draft:
-        if isinstance(
-            vars(target).get("save_pretrained"), Saver
-        ):  # which would exchange the draft, and the lock on it is lost
+        # its own saver would exchange the draft, and the lock on it is lost
+        if isinstance(vars(target).get("save_pretrained"), Saver):
             write(target, draft, kwargs.pop("state_dict", None), kwargs)
         else:
             target.save_pretrained(draft, **kwargs)

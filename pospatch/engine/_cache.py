@@ -122,9 +122,8 @@ def extend_record(cache: Any, seen: int, positions: Tensor, batch: int) -> Tenso
     past = getattr(cache, RECORD, None)
     if past is None or seen == 0:
         past = positions[:, :0]
-    if (
-        past.shape[1] < seen
-    ):  # filled by someone else (a prefix, an unpatched forward): it stands right before these tokens
+    if past.shape[1] < seen:
+        # filled by someone else (a prefix, an unpatched forward): it stands right before these tokens
         missing = seen - past.shape[1]
         first = positions[:, :1] - past.shape[1] - missing
         past = torch.cat(

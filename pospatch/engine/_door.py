@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PIXELS", "Door", "door_around", "told"]
 
-PIXELS = (
-    "pixel_values",
-    "input_values",
-)  # images (batch, channels, height, width), spectrograms (batch, frames, bands)
+# images (batch, channels, height, width), spectrograms (batch, frames, bands)
+PIXELS = ("pixel_values", "input_values")
 
 
 class Said(NamedTuple):

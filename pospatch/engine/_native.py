@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pospatch.engine._quiet import quiet
+from pospatch.engine._hushed import hushed
 from pospatch.engine._sites import stack_of
 from pospatch.engine._tables import Table
 from pospatch.engine._view import real
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FIELDS", "SPECTRAL", "base_fields", "restore_base", "same_spectrum", "write"]
 
-SPECTRAL = (
+SPECTRAL = (  # parameters of one rope_type, gone with it
     "rope_type",
     "factor",
     "attention_factor",
@@ -36,7 +36,7 @@ SPECTRAL = (
     "low_freq_factor",
     "high_freq_factor",
     "original_max_position_embeddings",
-)  # parameters of one rope_type, gone with it
+)
 ROWS = {  # config fields that count the rows of a stack's table, first match
     "encoder": ("max_source_positions", "max_position_embeddings"),
     "decoder": ("max_target_positions", "max_position_embeddings"),
@@ -116,7 +116,7 @@ def _made_once(family: type, kind: type, written: str) -> dict[str, torch.Size] 
 
 def _made(family: Any, kind: Any, fields: dict[str, Any]) -> dict[str, torch.Size] | None:
     try:
-        with quiet(), torch.device("meta"):
+        with hushed(), torch.device("meta"):
             again = family(kind.from_dict(fields))
     except Exception:  # noqa: BLE001  whatever the family raises, it would raise again when it is loaded
         return None

@@ -142,10 +142,11 @@ def counted(mask: Any, length: int, seen: Any, device: torch.device) -> Tensor:
     """
     if torch.is_tensor(mask) and mask.dim() == 4 and mask.shape[-2:] == (length, length):
         own = mask[:, 0].diagonal(dim1=1, dim2=2)
-        inverted = (
-            mask[0, 0, 0, -1] & ~mask[0, 0, -1, -1] if own.dtype == torch.bool else False
-        )  # True is what is hidden
-        real = own ^ inverted if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+        if own.dtype == torch.bool:
+            inverted = mask[0, 0, 0, -1] & ~mask[0, 0, -1, -1]  # True is what is hidden
+            real = own ^ inverted
+        else:
+            real = own > torch.finfo(own.dtype).min / 2
         return (real.long().cumsum(1) - 1).clamp(min=0)
     return (torch.arange(length, device=device) + seen)[None]
 
@@ -261,9 +262,8 @@ def _attention(base: str) -> Callable[..., Any]:
             raise UnsupportedHost(
                 f"{type(module).__name__} attends sparsely by indices; under another attention function it would be dense"
             )
-        if (
-            call.cache is None and call.positions.shape[-1] != query.shape[2]
-        ):  # images in one sequence, called one by one
+        if call.cache is None and call.positions.shape[-1] != query.shape[2]:
+            # images in one sequence, called one by one
             call = replace(call, positions=torch.arange(query.shape[2], device=query.device)[None])
         if not call.state.reached:
             call.state.reached = True

@@ -283,13 +283,12 @@ def _declared(module: nn.Module, config: Any) -> Seen | None:
     if not isinstance(heads, int) or not isinstance(width, int):
         return None
     head_dim = int(head_dim or width // heads)
+    scaling = getattr(module, "scaling", None)
     return Seen(
         heads=heads,
         kv_heads=kv_heads if isinstance(kv_heads, int) else heads,
         head_dim=head_dim,
         width=width,
-        scaling=float(scaling)
-        if isinstance(scaling := getattr(module, "scaling", None), int | float)
-        else head_dim**-0.5,
+        scaling=float(scaling if isinstance(scaling, int | float) else head_dim**-0.5),
         causal=bool(getattr(module, "is_causal", True)),
     )

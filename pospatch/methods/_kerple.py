@@ -18,9 +18,8 @@ def at_least(value: Tensor, parametrization: str, most: float | None = None) -> 
     """The parameter in [LEAST, most], float32, of what is learned."""
     value = value.float()
     if parametrization == "clamp":
-        return value.clamp(min=LEAST, max=most).detach() + (
-            value - value.detach()
-        )  # the difference is 0, its gradient 1
+        through = value - value.detach()  # 0, its gradient 1
+        return value.clamp(min=LEAST, max=most).detach() + through
     if most is not None:
         return LEAST + (most - LEAST) * torch.sigmoid(value)
     return LEAST + torch.nn.functional.softplus(value)

@@ -92,9 +92,8 @@ def _number(where: str, value: Any, rule: Any) -> float | int:
         error = BadOption if whole and isinstance(value, float) else BadOptionType
         raise error(f"{where} must be {wanted}, got {type(value).__name__}")
     low, above, high = rule.get("low", -LARGEST), rule.get("above", -LARGEST), rule["high"]
-    if (
-        value < low or value <= above or value > high or not math.isfinite(value)
-    ):  # last: it overflows for integers of any size
+    # isfinite comes last: it overflows for integers of any size
+    if value < low or value <= above or value > high or not math.isfinite(value):
         bounds = f"above {above:g}" if above > -LARGEST else f"at least {low:g}"
         raise BadOption(f"{where} must be finite, {bounds} and at most {high:g}")
     return value if whole else float(value)

@@ -63,9 +63,8 @@ class ALiBi(Fold):
     ) -> tuple[Tensor, Tensor]:
         slope = self.slopes(geometry).to(query_positions.device)
         q = -torch.stack((slope * DIGIT, slope * DIGIT, slope), dim=-1)[None, :, None, :]
-        back = (
-            key_positions.max(dim=1, keepdim=True).values - key_positions
-        )  # counted from the end: small where it weighs
+        # counted from the end: small where it weighs
+        back = key_positions.max(dim=1, keepdim=True).values - key_positions
         digits = (back // DIGIT**2 * DIGIT, back // DIGIT % DIGIT, back % DIGIT)
         return q.expand(1, -1, query_positions.shape[1], -1), torch.stack(digits, dim=-1)[:, None].float()
 

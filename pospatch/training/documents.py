@@ -13,9 +13,8 @@ from pospatch.training.options import DataArguments
 
 __all__ = ["Rows", "frame", "rows"]
 
-Rows = dict[
-    str, Tensor
-]  # each (rows, length): input_ids; position_ids, attention_mask and labels where they are needed
+# each (rows, length): input_ids; position_ids, attention_mask and labels where they are needed
+Rows = dict[str, Tensor]
 _UNSCORED = -100
 
 

@@ -199,9 +199,8 @@ class PatchTrainingArguments(TrainingArguments):
             mine.dataloader_pin_memory = on_gpu
         if not (mine.gradient_checkpointing_kwargs or mine.activation_checkpointing_kwargs):
             mine.activation_checkpointing_kwargs = {"use_reentrant": False}  # the other form loses LoRA's gradients
-        if (
-            mine.data_seed is None
-        ):  # left out, the order of the data would hang on what else drew numbers before training
+        if mine.data_seed is None:
+            # left out, the order of the data would hang on what else drew numbers before training
             mine.data_seed = mine.seed
         mine.remove_unused_columns = False  # the data has no other columns, and the patched forward takes **kwargs
         super().__post_init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -122,7 +123,7 @@ def _kind(parameters: dict[str, Any]) -> str:
 
 def _period(spectrum: Any) -> str:
     turning = spectrum[spectrum > 0]
-    return f"{2 * 3.141592653589793 / float(turning.min()):.0f}" if turning.numel() else "no"
+    return f"{math.tau / float(turning.min()):.0f}" if turning.numel() else "no"
 
 
 def _of(label: str | None, text: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pospatch.checkpoint._numbers import check_counts
-from pospatch.engine._quiet import quiet
+from pospatch.engine._hushed import hushed
 from pospatch.errors import BadOption, CheckpointError
 
 __all__ = ["Table", "Used", "look", "use"]
@@ -94,7 +94,7 @@ def use(
     except CheckpointError as error:
         return Used(failure=str(error))
     try:
-        with quiet():
+        with hushed():
             config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **extra)
     except ImportError as error:
         raise CheckpointError(f"{gguf_file or folder} needs a package that is missing: {_said(error)}") from error
@@ -106,6 +106,7 @@ def use(
 
 def look(config: Any, auto_class: str | None = None, stack: Sequence[Any] = ()) -> Used:
     """Build the model of a config without memory, and see where its positions live."""
+    from pospatch.engine._describe import site_rows
     from pospatch.engine._parts import choose
     from pospatch.engine._plan import Plan
     from pospatch.engine._sites import find
@@ -114,7 +115,7 @@ def look(config: Any, auto_class: str | None = None, stack: Sequence[Any] = ()) 
     build = _class(config, auto_class)
     name = getattr(build, "__self__", build).__name__
     try:
-        with quiet(), torch.device("meta"):
+        with hushed(), torch.device("meta"):
             model = build(config)
         part, half = choose(model, None)
         sites = find(part, half)
@@ -129,19 +130,13 @@ def look(config: Any, auto_class: str | None = None, stack: Sequence[Any] = ()) 
             "module" if sites.rotary else "fixed" if sites.sincos else "",
             tuple(Table(shapes[id(t.weight)], tuple(t.weight.shape)) for t in sites.tables if id(t.weight) in shapes),
             frozenset(shapes.values()),
-            tuple(_rows(plan)),
+            tuple(site_rows(plan)),
             plan.trained_length(),
         )
     except PospatchError as error:
         return Used(config, str(error), name)
     except Exception as error:  # noqa: BLE001  as above: a config that builds no model
         return Used(config, _said(error), name)
-
-
-def _rows(plan: Any) -> list[dict[str, Any]]:
-    from pospatch.engine._describe import site_rows
-
-    return site_rows(plan)
 
 
 def _class(config: Any, auto_class: str | None) -> Any:

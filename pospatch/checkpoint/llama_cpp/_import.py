@@ -15,9 +15,8 @@ from pospatch.errors import CheckpointError, CheckpointWarning, short
 __all__ = ["put_back", "stack_of"]
 
 Stack = list[tuple[str, dict[str, Any]]]
-SLOWEST = (
-    2.0**40
-)  # the largest divisor that a method takes; a pair with a larger one turns less than 1e-11 radians a token
+# the largest divisor that a method takes; a pair with a larger one turns less than 1e-11 radians a token
+SLOWEST = 2.0**40
 NEAR = 1e-5  # relative: the keys are float32, and so is what transformers computes
 
 

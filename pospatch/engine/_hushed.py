@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["quiet"]
+__all__ = ["hushed"]
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No warning of transformers from this thread."""
+def hushed() -> Iterator[None]:
+    """transformers logs nothing from this thread, and no warning of Python's is shown in the whole process meanwhile."""
     thread = threading.get_ident()
     handlers = logging.getLogger("transformers").handlers
 
