@@ -10,6 +10,7 @@ import torch.nn as nn
 
 from pospatch.engine._attach import carry_out
 from pospatch.engine._config import carry_back
+from pospatch.engine._fit import check
 from pospatch.engine._geometry import geometries
 from pospatch.engine._measure import check_size
 from pospatch.engine._parts import choose
@@ -53,7 +54,7 @@ class Patch:
         """Raise where another stack could not take this one's place; what stands is not touched."""
         assert self.found is not None
         plan = Plan(model, self.found, stack, self.layers)
-        plan.check()
+        check(plan)
         plan.rehearse()
 
     def kept_for(self, stack: list[Method]) -> Kept:
@@ -114,7 +115,7 @@ def attach(whole: Any, stack: list[Method], kept: Kept, part: str | None = None,
     plan = _planned(model, sites, stack, seen, whole)
     if seen is not None and not plan.by_module:  # what acts inside attention needs what attention really gets
         plan = _planned(model, sites, stack, None, whole)
-    plan.check()
+    check(plan)
     if largest is not None:
         check_size(plan, largest)
     patch = Patch(stack=stack, kept=dict(kept), found=sites, layers=plan.base, part=part)

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from pospatch.engine._geometry import layer_type, trained_length
-from pospatch.engine._layout import UNKNOWN
-from pospatch.engine._sites import Sites, check_halves, inv_freqs, label_of, stack_of
-from pospatch.errors import BadOption, UnsupportedHost
+from pospatch.engine._sites import Sites, inv_freqs, label_of, stack_of
+from pospatch.errors import UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
-from pospatch.methods._base import Bands, Bias, Embedding, Index, Method, Rotary, Scaling
+from pospatch.methods._base import Bands, Bias, Embedding, Method, Rotary, Scaling
 
 __all__ = ["Plan"]
 
@@ -81,41 +80,6 @@ class Plan:
             and not any(top.weights(geometry) for geometry in self.layers.values())
         )
 
-    def check(self) -> None:
-        """Raise where a method does not fit, before anything is changed."""
-        for method in self.stack:
-            if not any(geometry.layer in method.chosen(geometry.layers) for geometry in self.layers.values()):
-                count = max(geometry.layers for geometry in self.layers.values())
-                raise BadOption(
-                    f"{method.name}: layers={method.layers!r} chooses none of the {count} layers; nothing would change"
-                )
-            for path, geometry in self.layers.items():
-                if geometry.layer in method.chosen(geometry.layers) and not self._left_alone(method, path):
-                    method.fits(self._fitting(method, path, geometry))
-            if isinstance(method, Index):
-                self._check_index(method)
-            if isinstance(method, Scaling) and not any(
-                self.scales(method, self.label(p, g)) for p, g in self.layers.items()
-            ):
-                raise UnsupportedHost(
-                    f"{method.name} scales layers of full attention and {type(self.model).__name__} has none, so "
-                    "nothing would change"
-                )
-            if isinstance(method, Bands):
-                self._check_bands(method)
-        self._check_reach()
-        if self.partial and self.sites.tables:
-            raise UnsupportedHost(
-                f"{self.clearing[0].name} with layers={self.clearing[0].layers}: the table of positions is added once, "
-                "before all layers, and cannot be cleared for some; leave layers out"
-            )
-
-    def _fitting(self, method: Method, path: str, geometry: Geometry) -> Geometry:
-        """The geometry that a method must fit."""
-        if isinstance(method, Index):
-            return self.reached(path)
-        return geometry.with_(rotation=self.base[path].rotation) if method is self.slots.get("rotation") else geometry
-
     def reached(self, path: str) -> Geometry:
         """The geometry as an Index method sees it: its length is the number of positions that are known there."""
         geometry, top, table = self.layers[path], self.top, self.slots.get("embedding")
@@ -126,82 +90,17 @@ class Plan:
             length = top.target_length(geometry)
         return geometry.with_(length=length or geometry.length)
 
-    def _left_alone(self, method: Method, path: str) -> bool:
+    def left_alone(self, method: Method, path: str) -> bool:
         """True for a layer without rotation among layers that have one: what acts on rotations passes it by."""
         if not isinstance(method, Rotary | Bands) or self.base[path].rotation is not None:
             return False
         return any(geometry.rotation is not None for geometry in self.base.values())
-
-    def _check_reach(self) -> None:
-        """Refuse what an attention with mathematics of its own, or a rotation of a form unknown, would not take up."""
-        check_halves(self.model, self.sites)
-        for path, geometry in self.layers.items():
-            acting = self.acting(path, geometry)
-            if path in self.sites.own:
-                for slot, method in acting.items():
-                    if slot != "score" or not isinstance(method, Bias) or not self.sites.host.carrier:
-                        what = "an additive bias alone" if self.sites.host.carrier else "nothing"
-                        raise UnsupportedHost(
-                            f"{method.name} acts on q and k, and the attention of {self.model.config.model_type!r} has "
-                            f"mathematics of its own, into which {what} can be brought from outside"
-                        )
-            native = self.base[path].rotation
-            fresh = acting.get("rotary") is self.slots.get("rotation")  # pairs of its own
-            if "rotary" in acting and not fresh and native is not None and native.layout == UNKNOWN:
-                raise UnsupportedHost(
-                    f"{acting['rotary'].name} has to act inside attention, and the rotation of {self.model.config.model_type!r} "
-                    f"({path}) pairs dimensions in a way that was not recognised; methods that only change frequencies work"
-                )
-
-    def _check_index(self, method: Index) -> None:
-        if method.layers not in (None, "all"):
-            raise BadOption(
-                f"{method.name}: layers={method.layers!r}, but positions are read once, for all layers; leave it out"
-            )
-        table = self.slots.get("embedding")
-        if isinstance(table, Embedding) and any(table.reading(geometry) for geometry in self.base.values()):
-            raise UnsupportedHost(
-                f"{table.name} reads its rows by a rule of its own and {method.name} by another; "
-                f"give {table.name} short='plain'"
-            )
-        absolute = self.tables_read() or isinstance(table, Embedding)
-        relative = self.rotary_read() or any(
-            self.attention_reads(self.acting(path, geometry)) for path, geometry in self.layers.items()
-        )
-        if method.two_levels and not (absolute and relative):
-            lacks = "a rotary encoding or a bias" if absolute else "a table of positions"
-            raise UnsupportedHost(
-                f"{method.name} gives a table one position and a rotation or bias another, and here is no {lacks}; "
-                f'apply(model, ["learned", "rope", ("{method.name}", {{...}})])'
-            )
-        if absolute or relative:
-            return
-        holders = " and ".join(repr(item.name) for item in self.stack if item is not method)
-        why = f"{holders} takes their place" if holders else "this model has neither"
-        raise UnsupportedHost(
-            f"{method.name} changes the positions that a table, a rotary module or a bias of ours reads, and {why}"
-        )
 
     @staticmethod
     def attention_reads(acting: dict[str, Method]) -> bool:
         """True where what acts inside an attention reads positions that an Index method may choose."""
         score = acting.get("score")
         return not isinstance(score, Bands) and (isinstance(score, Bias) or "rotary" in acting)
-
-    def _check_bands(self, method: Bands) -> None:
-        """Refuse what would change nothing: no layer sees beyond the first band."""
-        kept, windows = set(), set()
-        for geometry in self.layers.values():
-            near = method.bands(geometry)[0]
-            if geometry.window is None or not near.stop or near.unit > 1 or near.amplitude != 1.0:
-                return
-            kept.add(near.stop)
-            windows.add(geometry.window)
-        if max(windows) <= min(kept):
-            raise UnsupportedHost(
-                f"{method.name} leaves the nearest {min(kept)} tokens as they are and no layer sees further than its sliding "
-                f"window of {max(windows)}; nothing would change"
-            )
 
     def tables_read(self) -> bool:
         """True where a table of the host is still there to be read."""
@@ -265,7 +164,7 @@ class Plan:
             slot: method for slot, method in self.slots.items() if geometry.layer in method.chosen(geometry.layers)
         }
         acting: dict[str, Method] = {}
-        chosen = {slot: method for slot, method in chosen.items() if not self._left_alone(method, path)}
+        chosen = {slot: method for slot, method in chosen.items() if not self.left_alone(method, path)}
         if "score" in chosen:
             acting["score"] = chosen["score"]
         if "temperature" in chosen:

@@ -6,6 +6,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from pospatch import registry
+from pospatch.engine._fit import check
 from pospatch.engine._geometry import geometries
 from pospatch.engine._parts import choose
 from pospatch.engine._patch import Patch, merge
@@ -43,7 +44,7 @@ class Trial:
         try:
             method = cls.from_options(self.example(cls) if options is None else options)
             plan = Plan(self.model, self.sites, merge(self.stack, [method]), self.layers)
-            plan.check()
+            check(plan)
             plan.rehearse()
         except PospatchError as error:
             return str(error)

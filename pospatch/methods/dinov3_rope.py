@@ -8,14 +8,13 @@ import torch
 from torch import Tensor
 
 from pospatch.geometry import Geometry
-from pospatch.methods._base import Rotary, Weights
-from pospatch.methods._grid import check_grid, coordinates, hold_prefix, prefix_of
-from pospatch.methods._math import turn
+from pospatch.methods._base import Weights
+from pospatch.methods._grid import GridRotary
 from pospatch.methods._options import integer, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class DINOv3RoPE(Rotary):
+class DINOv3RoPE(GridRotary):
     """DINOv3's 2-D RoPE: coordinates of patch centres run from -1 to 1 whatever the resolution.
 
     y = 2 * (row + 0.5) / rows - 1, x = 2 * (column + 0.5) / columns - 1
@@ -35,45 +34,20 @@ class DINOv3RoPE(Rotary):
         UnsupportedHost: the model has no grid of patches.
     """
 
-    family: ClassVar[str] = "rotary"
-    spectral: ClassVar[bool] = False
     source: ClassVar[str] = "DINOv3, arXiv 2508.10104, section 3.2"
 
     rope_theta: float = number(100.0, above=1.0)
-    prefix: int | None = integer(None, low=0, optional=True)
     rows: int | None = integer(None, optional=True)
-    columns: int | None = integer(None, optional=True)
-
-    @property
-    def reads_grid(self) -> bool:
-        return True
-
-    def numbers_taken(self) -> int:
-        return 0  # it makes coordinates of the order of the patches itself
-
-    def fits(self, geometry: Geometry) -> None:
-        super().fits(geometry)
-        check_grid(self.name, geometry)
 
     def frequencies(self, geometry: Geometry, length: Tensor | None = None) -> tuple[Tensor, float]:
         """f of one axis, (head_dim / 4,)."""
         exponent = torch.arange(0, 1, 4 / geometry.head_dim, dtype=torch.float32, device="cpu")
         return 1 / self.rope_theta**exponent, 1.0
 
-    def rotate(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        side: str,
-        weights: Weights,
-        geometry: Geometry,
-        length: Tensor | None = None,
-    ) -> Tensor:
-        rows, columns = check_grid(self.name, geometry)
-        rows, columns = self.rows or rows, self.columns or columns
-        prefix = prefix_of(self.prefix, geometry)
-        row, column = coordinates(positions, geometry, prefix, columns)
-        y, x_ = 2.0 * ((row + 0.5) / rows) - 1.0, 2.0 * ((column + 0.5) / columns) - 1.0
-        axis = self.frequencies(geometry)[0].to(x.device)
-        angles = 2 * math.pi * torch.stack((y, x_), dim=-1)[..., None] * axis
-        return turn(x, hold_prefix(angles.flatten(-2)[:, None], positions, prefix))
+    def angles(self, row: Tensor, column: Tensor, heads: int, weights: Weights, geometry: Geometry) -> Tensor:
+        assert geometry.grid is not None  # or there were no rows and columns
+        rows, columns = self.rows or geometry.grid[0], self.columns or geometry.grid[1]
+        y, x = 2.0 * ((row + 0.5) / rows) - 1.0, 2.0 * ((column + 0.5) / columns) - 1.0
+        axis = self.frequencies(geometry)[0].to(row.device)
+        angles = 2 * math.pi * torch.stack((y, x), dim=-1)[..., None] * axis
+        return angles.flatten(-2)[:, None]

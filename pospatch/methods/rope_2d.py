@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from pospatch.geometry import Geometry
-from pospatch.methods._base import Rotary, Weights
-from pospatch.methods._grid import check_grid, coordinates, hold_prefix, prefix_of
-from pospatch.methods._math import turn
-from pospatch.methods._options import integer, number
+from pospatch.methods._base import Weights
+from pospatch.methods._grid import GridRotary
+from pospatch.methods._options import number
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoPE2D(Rotary):
+class RoPE2D(GridRotary):
     """Axial 2-D RoPE: half of the pairs turn with the column of a patch, the other half with its row.
 
     f[k] = rope_theta ** (-4 * k / dim), k = 0 .. dim / 4 - 1
@@ -34,41 +33,15 @@ class RoPE2D(Rotary):
         UnsupportedHost: the model has no grid of patches.
     """
 
-    family: ClassVar[str] = "rotary"
-    spectral: ClassVar[bool] = False
     source: ClassVar[str] = "RoPE for ViT (axial), arXiv 2403.13298, equations 7 and 8"
 
     rope_theta: float = number(100.0, above=1.0)
-    prefix: int | None = integer(None, low=0, optional=True)
-    columns: int | None = integer(None, optional=True)
-
-    @property
-    def reads_grid(self) -> bool:
-        return True
-
-    def numbers_taken(self) -> int:
-        return 0  # it makes coordinates of the order of the patches itself
-
-    def fits(self, geometry: Geometry) -> None:
-        super().fits(geometry)
-        check_grid(self.name, geometry)
 
     def frequencies(self, geometry: Geometry, length: Tensor | None = None) -> tuple[Tensor, float]:
         """f of one axis, in radians per patch, (head_dim / 4,)."""
         exponent = torch.arange(0, geometry.head_dim, 4, dtype=torch.float32, device="cpu") / geometry.head_dim
         return 1.0 / self.rope_theta**exponent, 1.0
 
-    def rotate(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        side: str,
-        weights: Weights,
-        geometry: Geometry,
-        length: Tensor | None = None,
-    ) -> Tensor:
-        prefix = prefix_of(self.prefix, geometry)
-        row, column = coordinates(positions, geometry, prefix, self.columns)
-        axis = self.frequencies(geometry)[0].to(x.device)
-        angles = torch.cat((column[..., None] * axis, row[..., None] * axis), dim=-1)[:, None]
-        return turn(x, hold_prefix(angles, positions, prefix))
+    def angles(self, row: Tensor, column: Tensor, heads: int, weights: Weights, geometry: Geometry) -> Tensor:
+        axis = self.frequencies(geometry)[0].to(row.device)
+        return torch.cat((column[..., None] * axis, row[..., None] * axis), dim=-1)[:, None]

@@ -7,14 +7,13 @@ import torch
 from torch import Tensor
 
 from pospatch.geometry import Geometry
-from pospatch.methods._base import Rotary, Weights
-from pospatch.methods._grid import check_grid, coordinates, hold_prefix, prefix_of
-from pospatch.methods._math import turn
+from pospatch.methods._base import Weights
+from pospatch.methods._grid import GridRotary
 from pospatch.methods._options import integer, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoPEMixed(Rotary):
+class RoPEMixed(GridRotary):
     """Mixed 2-D RoPE: each pair turns with a learned combination of column and row, so that it can follow any
     direction.
 
@@ -35,25 +34,10 @@ class RoPEMixed(Rotary):
         UnsupportedHost: the model has no grid of patches.
     """
 
-    family: ClassVar[str] = "rotary"
-    spectral: ClassVar[bool] = False
     source: ClassVar[str] = "RoPE for ViT (mixed), arXiv 2403.13298, equation 12"
 
     rope_theta: float = number(10.0, above=1.0)
-    prefix: int | None = integer(None, low=0, optional=True)
-    columns: int | None = integer(None, optional=True)
     seed: int = integer(0, low=0)
-
-    @property
-    def reads_grid(self) -> bool:
-        return True
-
-    def numbers_taken(self) -> int:
-        return 0  # it makes coordinates of the order of the patches itself
-
-    def fits(self, geometry: Geometry) -> None:
-        super().fits(geometry)
-        check_grid(self.name, geometry)
 
     def weights(self, geometry: Geometry) -> dict[str, Tensor]:
         """frequencies: (2, kv_heads, head_dim / 2) radians per patch, for column and row."""
@@ -66,18 +50,7 @@ class RoPEMixed(Rotary):
         magnitude = torch.cat((magnitude, magnitude))
         return {"frequencies": torch.stack((magnitude * both.cos(), magnitude * both.sin()))}
 
-    def rotate(
-        self,
-        x: Tensor,
-        positions: Tensor,
-        side: str,
-        weights: Weights,
-        geometry: Geometry,
-        length: Tensor | None = None,
-    ) -> Tensor:
-        prefix = prefix_of(self.prefix, geometry)
-        row, column = coordinates(positions, geometry, prefix, self.columns)
-        shared = x.shape[1] // geometry.kv_heads
+    def angles(self, row: Tensor, column: Tensor, heads: int, weights: Weights, geometry: Geometry) -> Tensor:
+        shared = heads // geometry.kv_heads
         frequencies = weights["frequencies"].float().repeat_interleave(shared, dim=1)[:, None, :, None]
-        angles = column[:, None, :, None] * frequencies[0] + row[:, None, :, None] * frequencies[1]
-        return turn(x, hold_prefix(angles, positions, prefix))
+        return column[:, None, :, None] * frequencies[0] + row[:, None, :, None] * frequencies[1]
