@@ -58,7 +58,7 @@ def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None
     register()
     dropped = None
     if not set(kwargs) & STATED:
-        dropped = guard(path, {name: kwargs[name] for name in HUB if name in kwargs}, kwargs.get("gguf_file"))
+        dropped = guard(path, hub_of(kwargs), kwargs.get("gguf_file"))
     if hasattr(model_class, "_model_mapping"):
         model = model_class.from_pretrained(path, **kwargs)
     else:
@@ -70,6 +70,11 @@ def from_pretrained(first: Any, second: Any = None, /, *, auto_class: Any = None
     return model
 
 
+def hub_of(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Where on the Hub a file is, of the keyword arguments of a load."""
+    return {name: kwargs[name] for name in HUB if name in kwargs}
+
+
 def _concrete(model_class: Any, path: Any, kwargs: dict[str, Any]) -> Any:
     from transformers import AutoConfig
 
@@ -77,8 +82,8 @@ def _concrete(model_class: Any, path: Any, kwargs: dict[str, Any]) -> Any:
     config, rest = AutoConfig.from_pretrained(path, return_unused_kwargs=True, **fields)
     if not isinstance(config, PospatchConfig):
         return model_class.from_pretrained(path, **kwargs)
-    kept = {name: kwargs[name] for name in (*HUB, *FOR_WEIGHTS) if name in kwargs}
-    return load(model_class, path, (), config, {**rest, **kept})
+    kept = {name: kwargs[name] for name in FOR_WEIGHTS if name in kwargs}
+    return load(model_class, path, (), config, {**rest, **hub_of(kwargs), **kept})
 
 
 def load(model_class: Any, path: Any, args: tuple[Any, ...], config: PospatchConfig, kwargs: dict[str, Any]) -> Any:
@@ -89,7 +94,7 @@ def load(model_class: Any, path: Any, args: tuple[Any, ...], config: PospatchCon
     """
     record = config.pospatch
     stack = methods_of(record)
-    hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    hub = hub_of(kwargs)
     if kwargs.get("state_dict") is None:  # transformers takes the weights from there
         check_base(model_class, config.base, path, kwargs, hub)
     result = model_class.from_pretrained(path, *args, config=config.base, **{"use_safetensors": True, **kwargs})

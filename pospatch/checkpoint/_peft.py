@@ -6,7 +6,7 @@ import json
 import os
 from typing import Any
 
-from pospatch.checkpoint._load import HUB, file_of, read_tensors
+from pospatch.checkpoint._load import file_of, hub_of, read_tensors
 from pospatch.checkpoint._own import own_tensors
 from pospatch.checkpoint._peft_save import CONFIG, TENSORS, arm_adapters, arm_wrapper
 from pospatch.checkpoint._record import methods_of
@@ -36,7 +36,7 @@ def load_peft(model: Any, path: str | os.PathLike[str], *, adapter_name: str = "
     from pospatch.api import patch_of, unwrap
     from pospatch.checkpoint import adopted
 
-    hub = {name: kwargs[name] for name in HUB if name in kwargs}
+    hub = hub_of(kwargs)
     content, target = read_json(path, CONFIG, hub), unwrap(model)
     record = content.pop("pospatch", None)
     if record is None:

@@ -112,16 +112,20 @@ class WrapperSaver:
             write(wrapper, save_directory, *args, **kwargs)
             return
         given = inspect.signature(write).bind(wrapper, save_directory, *args, **kwargs).arguments
+        sizes = _vocabularies(wrapper)
         if not given.get("is_main_process", True):
-            with tempfile.TemporaryDirectory() as nowhere, _base_unread(wrapper):
+            with tempfile.TemporaryDirectory() as nowhere, _base_unread(wrapper, sizes):
                 write(wrapper, nowhere, *args, **kwargs)
             return
         arm_adapters(model, wrapper.peft_config)
-        if given.get("save_embedding_layers", "auto") == "auto" and _resized(wrapper):
+        resized = sizes - {getattr(wrapper.config, "vocab_size", None)}
+        if resized and given.get("save_embedding_layers", "auto") == "auto":
             kwargs["save_embedding_layers"] = True
         written: set[str] = set()
-        stale = lambda name: CONFIG in written and is_part(name)  # noqa: E731
-        with replacing(save_directory, stale=stale) as draft, _base_unread(wrapper):
+        with (
+            replacing(save_directory, stale=lambda name: CONFIG in written and is_part(name)) as draft,
+            _base_unread(wrapper, sizes),
+        ):
             if (card := Path(save_directory, "README.md")).is_file():  # which peft adds to
                 shutil.copyfile(card, draft / card.name)
             write(wrapper, draft, *args, **kwargs)
@@ -133,10 +137,10 @@ def is_part(name: str) -> bool:
     return name == TENSORS or name in WEIGHTS
 
 
-def _resized(wrapper: Any) -> bool:
-    """True where the vocabulary is another one than in the checkpoint of ours that the base was loaded from."""
-    sizes = {_vocabulary(config.base_model_name_or_path) for config in wrapper.peft_config.values()} - {None}
-    return bool(sizes - {getattr(wrapper.config, "vocab_size", None)})
+def _vocabularies(wrapper: Any) -> set[int]:
+    """Sizes of the vocabulary in the checkpoints of ours that the adapters name as their bases."""
+    bases = {config.base_model_name_or_path for config in wrapper.peft_config.values()}
+    return {size for base in bases if (size := _vocabulary(base)) is not None}
 
 
 def _vocabulary(base: Any) -> int | None:
@@ -154,22 +158,23 @@ def _vocabulary(base: Any) -> int | None:
 
 
 @contextmanager
-def _base_unread(wrapper: Any) -> Iterator[None]:
+def _base_unread(wrapper: Any, sizes: set[int]) -> Iterator[None]:
     """Keep peft from reading the base's config.json, where it looks whether the vocabulary was resized: it stops at our guard.
 
-    Without a vocabulary in the wrapper's view of the config it does not look; `_resized` has, in its place.
+    Without a vocabulary in the wrapper's view of the config it does not look; `sizes`, those of our bases, say it in its place.
     """
-    if all(_vocabulary(config.base_model_name_or_path) is None for config in wrapper.peft_config.values()):
+    if not sizes:
         yield
         return
-    held, own = copy.copy(wrapper.config), {name: vars(wrapper)[name] for name in ("config",) if name in vars(wrapper)}
+    held, own = copy.copy(wrapper.config), vars(wrapper).get("config")
     vars(held)["vocab_size"] = None
     vars(wrapper)["config"] = held
     try:
         yield
     finally:
         del vars(wrapper)["config"]
-        vars(wrapper).update(own)
+        if own is not None:
+            vars(wrapper)["config"] = own
 
 
 class AdapterSaver:
