@@ -65,17 +65,17 @@ def test_reference_and_ours_are_the_same_attention(monkeypatch: pytest.MonkeyPat
 
 def test_a_report_of_everything(tmp_path: Path) -> None:
     report = bench.bench(
-        "tiny-llama", ["alibi", "self_extend:window=8,group_size=2"], works=["prefill", "decode", "train"],
+        "tiny-llama", ["alibi", "self_extend:window=8,group_size=2"], works=["prefill", "decode", "train", "patch"],
         lengths=[16, 32], repeats=2, memory=False, progress=False,
     )  # fmt: skip
     assert [(row["work"], row["length"]) for row in report.rows[:4]] == [("prefill", 16), ("prefill", 32)] * 2
     for row in report.rows:
-        forms = {"ours", "plain"} | ({"reference"} if row["work"] != "decode" else set())
+        forms = {"ours", "plain"} | ({"reference"} if row["work"] in ("prefill", "train") else set())
         assert set(row["seconds"]) == forms
         assert set(row["time_ratio"]) == forms - {"ours"}
         for seen in row["time_ratio"].values():
             assert 0 < seen["low"] <= seen["median"] <= seen["high"]
-    assert len(report.growth) == 6
+    assert len(report.growth) == 8
     data, picture = report.save(tmp_path / "report")
     assert json.loads(data.read_text())["rows"] == report.rows
     assert picture.stat().st_size > 1000
@@ -150,6 +150,7 @@ def test_methods_are_read_with_their_options() -> None:
         (("tiny-gpt2", "alibi", "--reference-limit", "0"), "reference_limit=0 must be above 0 GiB"),
         (("tiny-gpt2", "alibi", "--reference-limit", "nan"), "reference_limit=nan must be above 0 GiB"),
         (("tiny-gpt2", "alibi", "--level", "attention", "--work", "decode"), "level='model'"),
+        (("tiny-gpt2", "alibi", "--level", "attention", "--work", "patch"), "level='model'"),
         (("tiny-llama", "rope", "--level", "attention"), "acts outside the attention"),
         (("./nowhere", "alibi", "--level", "attention"), "takes a named shape"),
     ],

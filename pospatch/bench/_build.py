@@ -58,7 +58,7 @@ def _model(cell: Cell, length: int) -> Any:
 
         return PEERS[cell.peer].model(cell, length)
     model = make_model(cell.model, cell.layers, length, cell.dtype).to(cell.device)
-    if cell.method is not None:
+    if cell.method is not None and cell.work != "patch":
         pospatch.apply(model, cell.method.split("+"), **cell.options)
         if cell.form == "reference":
             model.set_attn_implementation("eager")
@@ -66,6 +66,8 @@ def _model(cell: Cell, length: int) -> Any:
 
 
 def _model_work(cell: Cell, model: Any) -> Work:
+    if cell.work == "patch":
+        return lambda: _patch(model, cell)
     torch.manual_seed(1)
     ids = torch.randint(5, model.config.vocab_size, (cell.batch, cell.length), device=cell.device)
     if cell.work == "train":
@@ -78,6 +80,13 @@ def _model_work(cell: Cell, model: Any) -> Work:
         model(input_ids=ids, use_cache=False, logits_to_keep=1)
 
     return prefill
+
+
+def _patch(model: Any, cell: Cell) -> None:
+    import pospatch
+
+    assert cell.method is not None  # what is compared with it is a forward pass
+    pospatch.remove(pospatch.apply(model, cell.method.split("+"), **cell.options))
 
 
 def _train(model: Any, ids: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from pospatch.errors import BadOption, suggest
 __all__ = ["LEVELS", "SHAPES", "WORKS", "Cell", "method_of"]
 
 LEVELS = ("model", "attention")
-WORKS = ("prefill", "decode", "train")
+WORKS = ("prefill", "decode", "train", "patch")
 DTYPES = ("float32", "bfloat16", "float16")
 
 # what a config class of transformers is given; the rest are its defaults
@@ -46,7 +46,8 @@ class Cell:
 
     Args:
         model: a named shape, a folder or a Hub repository, or smollm2-135m.
-        work: prefill, decode (one token after `length`) or train (forward and backward).
+        work: prefill, decode (one token after `length`), train (forward and backward) or patch (apply and remove; plain is a
+            forward pass over `length` tokens).
         length: in tokens.
         method: names joined by "+", or None for the model as it is.
         form: "ours", "reference" (whole matrices) or "plain".
@@ -83,6 +84,8 @@ class Cell:
                 "bench: a step is measured on a whole model, whose cache takes part; use level='model', "
                 "with few layers where that takes long"
             )
+        if self.work == "patch" and self.level == "attention":
+            raise BadOption("bench: a patch is put on a whole model; use level='model'")
 
     def to_json(self) -> str:
         """All of it in one line."""

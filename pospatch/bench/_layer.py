@@ -101,7 +101,7 @@ def has_reference(cell: Cell) -> bool:
     if cell.method is None:
         return False
     if cell.level == "model":
-        return cell.work != "decode"
+        return cell.work in ("prefill", "train")
     score = _layer(Cell(**{**vars(cell), "length": 16}))[1].score
     return score is not None and not isinstance(score, SummedRotation)
 

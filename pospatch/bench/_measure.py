@@ -49,7 +49,7 @@ def bench(
     Args:
         model: a named shape (see SHAPES) with random weights, a folder or a Hub repository.
         methods: such as "alibi", "rope+yarn:factor=2".
-        works: of prefill, decode, train.
+        works: of prefill, decode, train, patch (apply and remove, beside a forward pass over `length` tokens).
         lengths: in tokens.
         level: "model" runs the whole model; "attention" the attention of one layer, where differences are largest.
         repeats: measured rounds; in each, everything that is compared runs once.
@@ -94,6 +94,8 @@ def _compared(cell: Cell, reference: bool, limit: float, peers: bool) -> tuple[d
     found, note = {"ours": cell, "plain": replace(cell, method=None, options={}, form="plain")}, ""
     if cell.level == "attention":  # what is plain depends on whether the method re-indexes a rotation
         found["plain"] = replace(cell, form="plain")
+    if cell.work == "patch":
+        found["plain"] = replace(found["plain"], work="prefill")
     if reference and has_reference(cell):
         size = _matrices(cell)
         if size <= limit:

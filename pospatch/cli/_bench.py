@@ -23,7 +23,7 @@ def bench(
     model: Annotated[str, typer.Argument(help="gpt2, llama-135m (random weights), a folder, or smollm2-135m.")],
     methods: Annotated[list[str], typer.Argument(help="Methods, e.g. alibi, rope+yarn:factor=2.")],
     lengths: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")] = "512,1024,2048",
-    work: Annotated[str, typer.Option(help="Of prefill, decode, train; separated by commas.")] = "prefill",
+    work: Annotated[str, typer.Option(help="Of prefill, decode, train, patch; separated by commas.")] = "prefill",
     level: Annotated[str, typer.Option(help="model, or attention: that of one layer alone.")] = "model",
     repeats: Annotated[int, typer.Option(help="Rounds; each runs all that is compared once.")] = 5,
     clock: Annotated[str, typer.Option(help="wall, or cpu: processor time, for a machine with other work.")] = "wall",
