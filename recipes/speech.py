@@ -57,8 +57,8 @@ class Settings:
 
 
 def sentences(shortest: float, longest: float) -> list[tuple[str, Tensor]]:
-    """(name, samples) of the recordings of such a length in seconds."""
-    found = [(path.stem, assets.sound(path)) for path in assets.prompts()]
+    """(name, samples) of the recordings of such a length in seconds; some of different folders have the same stem."""
+    found = [(f"{path.parent.name}/{path.stem}", assets.sound(path)) for path in assets.prompts()]
     return [(name, samples) for name, samples in found if shortest <= len(samples) / RATE <= longest]
 
 
