@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import pospatch
 from pospatch import registry
 from pospatch.checkpoint._own import own_tensors
-from pospatch.errors import AlreadyPatched, CheckpointError, NotPatched
+from pospatch.errors import AlreadyPatched, CheckpointError, NotPatched, UnsupportedHost
 from tests import tiny
 from tests.test_api import assert_same, snapshot
 from tests.test_checkpoint import patched, stir, tokens, train
@@ -462,3 +462,7 @@ def test_the_patch_keeps_its_names_where_peft_wraps_a_layer_that_holds_its_tenso
         peft.load_adapter(str(tmp_path / "lora"), adapter_name="second")
         with peft.disable_adapter():
             assert torch.equal(tiny.logits(alone, ids), tiny.logits(peft, ids))
+    before = snapshot(peft)
+    with pytest.raises(UnsupportedHost, match=r"peft has wrapped transformer\.wpe"):
+        pospatch.apply(peft, "logn")
+    assert_same(snapshot(peft), before)
