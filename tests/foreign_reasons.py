@@ -99,7 +99,7 @@ REASONS: tuple[Reason, ...] = (
         says="this checkpoint's positions were changed by pospatch",
         why="saves and loads the adapter, and then calls peft's `get_peft_model_state_dict` itself, which reads the base's "
         "config.json by `LlamaConfig` to see whether the vocabulary was resized; no class but `Auto*` may read a patched "
-        "checkpoint's. `save_pretrained` looks there for itself; `get_peft_model_state_dict` with `save_embedding_layers` does not",
+        "checkpoint's. `save_pretrained` looks there for itself; with `save_embedding_layers` given peft does not look",
     ),
 )
 

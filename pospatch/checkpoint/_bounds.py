@@ -47,8 +47,8 @@ def check_base(model_class: Any, config: Any, path: Any, kwargs: dict[str, Any],
     for name, value in skeleton.state_dict().items() if plain else ():
         if name in shapes and shapes[name] != tuple(value.shape):
             raise ShapeMismatch(
-                f"{path}: {name} has shape {shapes[name]}, the config wants {tuple(value.shape)}; to start what does not fit anew, "
-                "as for a head of another size, pass ignore_mismatched_sizes=True"
+                f"{path}: {name} has shape {shapes[name]}, the config wants {tuple(value.shape)}; to start what does not fit "
+                "anew, as for a head of another size, pass ignore_mismatched_sizes=True"
             )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pospatch.checkpoint import _base
-from pospatch.checkpoint._load import HUB, differing, file_of
+from pospatch.checkpoint._load import HUB, differing, file_of, hub_of
 from pospatch.checkpoint._own import own_tensors
 from pospatch.checkpoint._peft_save import CONFIG, TENSORS, WEIGHTS
 from pospatch.checkpoint._record import methods_of
@@ -63,7 +63,7 @@ class Loader:
 def _hub(given: dict[str, Any]) -> dict[str, Any]:
     """Where on the Hub, of a call's arguments."""
     named = {**given, **(given.get("adapter_kwargs") or {}), **given.get("kwargs", {})}
-    return {name: named[name] for name in HUB if named.get(name) is not None}
+    return hub_of({name: value for name, value in named.items() if value is not None})
 
 
 def _at(given: dict[str, Any], folder: str) -> dict[str, Any]:
