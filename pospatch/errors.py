@@ -16,6 +16,7 @@ __all__ = [
     "NotPatched",
     "PospatchError",
     "SeamChanged",
+    "ShapeMismatch",
     "UnknownName",
     "UnsupportedHost",
     "short",
@@ -65,6 +66,10 @@ class HubError(PospatchError, OSError):
 
 class CheckpointError(PospatchError, ValueError):
     """A checkpoint whose record, weights or version cannot be used."""
+
+
+class ShapeMismatch(CheckpointError, RuntimeError):
+    """Weights of other shapes than the config wants, for which transformers raises a RuntimeError."""
 
 
 class CheckpointWarning(UserWarning):

@@ -25,6 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tests.foreign_hook import ADAPTERS, METHOD, REPORT
 from tests.foreign_reasons import PLAIN, REASONS, Reason
 
 ROOT = Path(__file__).parent.parent
@@ -166,12 +167,13 @@ def run(room: Path, suite: Suite, method: Method | None) -> Outcomes:
         "PYTHONPATH": os.pathsep.join((str(room), str(ROOT))),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "POSPATCH_FOREIGN_REPORT": str(report),
+        REPORT: str(report),
     }
     if suite.peft:
         _llama(work / LLAMA, method)
+        environment |= {ADAPTERS: "1"} if method is not None else {}
     elif method is not None:
-        environment["POSPATCH_FOREIGN_METHOD"] = json.dumps(method)
+        environment[METHOD] = json.dumps(method)
     file = room / "theirs" / "test_decoder_models.py" if suite.peft else MODELS
     command = [sys.executable, "-m", "pytest", str(file), "-k", suite.select, "-q", "--tb=short", "-W", "ignore"]
     command += ["-c", os.devnull, "--rootdir", str(ROOT), "-p", "no:cacheprovider", "-p", "tests.foreign_hook"]
@@ -245,7 +247,8 @@ def page(found: list[Compared]) -> str:
         f"Made by `{COMMAND}` from the source distributions of transformers {version('transformers')} (its ModelTesterMixin, on "
         f"models of tests/foreign_models.py) and peft {version('peft')} (PeftCommonTester through its tests of decoder models). "
         "Each test runs on the plain model and on the patched one. Saved models are loaded by `pospatch.from_pretrained`; peft's "
-        "tests load a patched checkpoint by `AutoModelForCausalLM`, as anyone would.\n\n"
+        "tests load a patched checkpoint by `AutoModelForCausalLM`, as anyone would, and adapters that carry a patch by "
+        "`pospatch.load_peft`.\n\n"
         f"The distributions lack modules that the tests import; empty ones stand in: {supplied}. So transformers' tests of "
         "generation and of exporters are not among these. Of peft's, those that would load other models or data sets from a hub "
         "are left out.\n\n"

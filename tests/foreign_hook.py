@@ -1,8 +1,10 @@
 """What `python -m tests.foreign` brings into a run of other people's tests: patched models, and a report of each test.
 
-Their tests call `model_class(config)` and `model_class.from_pretrained(folder)`. What stands in for a class hands out models of
-the class itself with a patch on them: `pospatch.apply` after construction, `pospatch.from_pretrained` in place of the class's
-own. All else (saving, copying, moving, training, the attributes of the class) is what transformers and pospatch really do.
+transformers' tests call `model_class(config)` and `model_class.from_pretrained(folder)`. What stands in for a class hands out
+models of the class itself with a patch on them: `pospatch.apply` after construction, `pospatch.from_pretrained` in place of the
+class's own. peft's tests load a patched checkpoint as they load any; for an adapter that carries a patch `pospatch.load_peft` is
+in place of `PeftModel.from_pretrained`, whose own error asks for it. All else (saving, copying, moving, training, the attributes
+of the class, `load_adapter`) is what transformers, peft and pospatch really do.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 import pospatch
 
 METHOD = "POSPATCH_FOREIGN_METHOD"  # what to put on every model, as JSON [name, options]; absent: nothing
+ADAPTERS = "POSPATCH_FOREIGN_ADAPTERS"  # set where peft's tests run on a patched checkpoint
 REPORT = "POSPATCH_FOREIGN_REPORT"  # the file that gets {test: [outcome, message]}
 
 _OUTCOMES: dict[str, tuple[str, str]] = {}
@@ -45,6 +48,23 @@ def standing_for(base: type) -> type:
 
     Patched.__name__, Patched.__qualname__, Patched.__module__ = base.__name__, base.__qualname__, base.__module__
     return Patched
+
+
+def pytest_configure() -> None:
+    """Put `pospatch.load_peft` in place where peft's tests load an adapter that carries a patch."""
+    if ADAPTERS not in os.environ:
+        return
+    from peft import PeftModel
+
+    own = PeftModel.from_pretrained.__func__
+
+    def from_pretrained(cls: type, model: Any, model_id: Any, **kwargs: Any) -> Any:
+        config = json.loads(Path(model_id, kwargs.get("subfolder") or "", "adapter_config.json").read_text())
+        if "pospatch" in config and "config" not in kwargs:
+            return pospatch.load_peft(model, model_id, **kwargs)
+        return own(cls, model, model_id, **kwargs)
+
+    PeftModel.from_pretrained = classmethod(from_pretrained)
 
 
 def pytest_runtest_logreport(report: Any) -> None:

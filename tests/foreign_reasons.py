@@ -85,6 +85,22 @@ REASONS: tuple[Reason, ...] = (
         says="You set `ignore_mismatched_sizes` to `False`",
         why="hands the patched model's state to one built from the base's config; a longer table only fits through a saved patch",
     ),
+    Reason(
+        tests=tuple(
+            f"{name}[PromptEncoderConfig-config_kwargs23-trl-internal-testing/tiny-random-LlamaForCausalLM]"
+            for name in (
+                "test_save_pretrained",
+                "test_save_pretrained_pickle",
+                "test_save_pretrained_selected_adapters",
+                "test_save_pretrained_selected_adapters_pickle",
+            )
+        ),
+        places=("peft-*",),
+        says="this checkpoint's positions were changed by pospatch",
+        why="saves and loads the adapter, and then calls peft's `get_peft_model_state_dict` itself, which reads the base's "
+        "config.json by `LlamaConfig` to see whether the vocabulary was resized; no class but `Auto*` may read a patched "
+        "checkpoint's. `save_pretrained` looks there for itself; with `save_embedding_layers` given peft does not look",
+    ),
 )
 
 PLAIN: tuple[Reason, ...] = (

@@ -99,7 +99,8 @@ def markdown() -> str:
     return (
         f"{HEAD}\n"
         f"**{count['passes']} variants pass**, {count['refused']} are refused with a reason, {count['not built']} cannot be "
-        "built here from a config. `python -m tests.foreign` runs transformers' and peft's own tests on patched models.\n\n"
+        "built here from a config. What transformers' and peft's own tests say of patched models: "
+        "[tests/FOREIGN.md](tests/FOREIGN.md).\n\n"
         "`+` holds; `pads`: holds, and pads on the left are counted, since the family hands no positions to its layers; empty: "
         "refused with a reason.\n\n"
         f"## What a family costs\n\n{cost()}\n\n"

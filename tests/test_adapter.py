@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 import pospatch
 from pospatch import registry
-from pospatch.errors import AlreadyPatched, CheckpointError, NotPatched
+from pospatch.checkpoint._own import own_tensors
+from pospatch.errors import AlreadyPatched, CheckpointError, NotPatched, UnsupportedHost
 from tests import tiny
 from tests.test_api import assert_same, snapshot
 from tests.test_checkpoint import patched, stir, tokens, train
@@ -347,3 +348,121 @@ def test_a_lora_on_a_patched_checkpoint_is_saved(tmp_path: Path, method: str, gr
     again = pospatch.load_peft(base, tmp_path / "lora").eval()
     with torch.no_grad():
         assert torch.equal(tiny.logits(again, tiny.ids()), tiny.logits(lora, tiny.ids()))
+
+
+def two_adapters(folder: Path, host: str) -> Any:
+    """Adapters `default` and `second` under one patch, saved; returns the model that has both."""
+    model = patched_first(host)
+    model.add_adapter("second", LoraConfig(target_modules=TARGETS[host][:1], r=3, init_lora_weights=False))
+    stir(model)
+    model.save_pretrained(folder)
+    return model
+
+
+def by_peft(host: str, folder: Path) -> Any:
+    return pospatch.load_peft(tiny.build(host), folder)
+
+
+def by_transformers(host: str, folder: Path) -> Any:
+    model = pospatch.load_peft(tiny.build(host), folder).unload()  # the patch with its tensors is left
+    model.load_adapter(str(folder), adapter_name="default")
+    return model
+
+
+@pytest.mark.parametrize("load", [by_peft, by_transformers])
+@pytest.mark.parametrize("host", TARGETS)
+def test_a_further_adapter_stands_beside_the_first(tmp_path: Path, host: str, load: Any) -> None:
+    """By the `load_adapter` of peft and of transformers, from a folder and from one below it."""
+    model, ids = two_adapters(tmp_path, host), tiny.ids(2, 40)
+    loaded = load(host, tmp_path)
+    loaded.load_adapter(str(tmp_path), adapter_name="second", subfolder="second")
+    loaded.load_adapter(str(tmp_path / "second"), adapter_name="third")
+    for name, source in {"second": "second", "third": "second", "default": "default"}.items():
+        model.set_adapter(source)
+        loaded.set_adapter(name)
+        with torch.no_grad():
+            assert torch.equal(tiny.logits(loaded, ids), tiny.logits(model, ids))
+    loaded.save_pretrained(tmp_path / "again")
+    folder = tmp_path / "again" / ("third" if load is by_peft else "")
+    assert json.loads((folder / "adapter_config.json").read_text())["pospatch"]["stack"][0]["method"] == UNDER[host][0]
+
+
+@pytest.mark.parametrize("load", [by_peft, by_transformers])
+def test_a_further_adapter_that_does_not_fit_is_refused(tmp_path: Path, load: Any) -> None:
+    lora(pospatch.apply(tiny.build("gpt2"), "alibi"), "gpt2").save_pretrained(tmp_path / "other patch")
+    lora(tiny.build("gpt2"), "gpt2").save_pretrained(tmp_path / "no patch")
+    other = patched_first("gpt2")
+    stir(other)
+    for value in other.parameters():
+        value.data.add_(0.5)
+    other.save_pretrained(tmp_path / "other tensors")
+    config = tiny.build("gpt2").config
+    longer = tf.GPT2LMHeadModel(tf.GPT2Config(**{**config.to_dict(), "n_positions": 2 * config.n_positions}))
+    lora(pospatch.apply(longer, "t5_bias"), "gpt2").save_pretrained(tmp_path / "other base")
+    two_adapters(tmp_path / "fits", "gpt2")
+    model = load("gpt2", tmp_path / "fits")
+    before = snapshot(model)
+    (tmp_path / "nothing").mkdir()
+    refused: dict[str, tuple[type[Exception], str]] = {
+        "other patch": (AlreadyPatched, "alibi.*load_peft"),
+        "no patch": (CheckpointError, "without a patch"),
+        "other tensors": (CheckpointError, "other values of 2 of the patch's own tensors"),
+        "other base": (CheckpointError, "max_position_embeddings"),
+        "nothing": (CheckpointError, r"no adapter_config\.json"),
+    }
+    for folder, (error, word) in refused.items():
+        with pytest.raises(error, match=word):
+            model.load_adapter(str(tmp_path / folder), adapter_name="second")
+        assert_same(snapshot(model), before)
+        assert "second" not in model.peft_config
+    (tmp_path / "fits" / "second" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="the adapter is incomplete"):
+        model.load_adapter(str(tmp_path / "fits" / "second"), adapter_name="second")
+    assert_same(snapshot(model), before)
+
+
+@pytest.mark.parametrize("load", [by_peft, by_transformers])
+def test_after_remove_further_adapters_are_left_to_peft(tmp_path: Path, load: Any) -> None:
+    lora(tiny.build("llama"), "llama").save_pretrained(tmp_path / "bare")
+    two_adapters(tmp_path / "fits", "llama")
+    model = load("llama", tmp_path / "fits")
+    pospatch.remove(model)
+    model.load_adapter(str(tmp_path / "bare"), adapter_name="second")
+    with pytest.raises(KeyError, match="pip install pospatch"):
+        model.load_adapter(str(tmp_path / "fits" / "second"), adapter_name="third")
+
+
+AROUND = {  # what of peft is put around gpt2's table
+    "lora": {"target_modules": ["wpe"]},
+    "whole": {"target_modules": ["c_attn"], "modules_to_save": ["wpe"]},
+    "rows": {"target_modules": ["c_attn"], "trainable_token_indices": {"wpe": [1, 2]}},
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("method", ["learned", "hierarchical"])
+def test_the_patch_keeps_its_names_where_peft_wraps_a_layer_that_holds_its_tensors(
+    tmp_path: Path, method: str, around: str
+) -> None:
+    model = pospatch.apply(tiny.build("gpt2"), method, **({"length": 96} if method == "learned" else {}))
+    pospatch.save_adapter(model, tmp_path / "before")
+    wanted = set(load_file(tmp_path / "before" / "pospatch_adapter.safetensors"))
+    peft = get_peft_model(model, LoraConfig(r=2, init_lora_weights=False, **AROUND[around]))
+    stir(peft)
+    train(peft)
+    peft.save_pretrained(tmp_path / "lora")
+    assert set(load_file(tmp_path / "lora" / "adapter_pospatch.safetensors")) == wanted
+    assert set(own_tensors(peft)) == wanted
+    pospatch.save_adapter(peft, tmp_path / "alone")
+    alone = pospatch.load_adapter(tiny.build("gpt2"), tmp_path / "alone")
+    loaded = pospatch.load_peft(tiny.build("gpt2"), tmp_path / "lora")
+    ids = tiny.ids(2, 40)
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(loaded, ids), tiny.logits(peft, ids))
+        peft.load_adapter(str(tmp_path / "lora"), adapter_name="second")
+        with peft.disable_adapter():
+            assert torch.equal(tiny.logits(alone, ids), tiny.logits(peft, ids))
+    before = snapshot(peft)
+    with pytest.raises(UnsupportedHost, match=r"peft has wrapped transformer\.wpe"):
+        pospatch.apply(peft, "logn")
+    assert_same(snapshot(peft), before)

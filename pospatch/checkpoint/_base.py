@@ -31,8 +31,8 @@ def describe(model: Any, patch: Any) -> dict[str, Any]:
     return {"name": _name(model), "fields": fields, "sha256": _hash(fields)}
 
 
-def check(model: Any, base: Any, source: str) -> None:
-    """Refuse a base that is not the one a patch was made on.
+def check(model: Any, base: Any, source: str, patch: Any = None) -> None:
+    """Refuse a base that is not the one a patch was made on; `patch` is what stands on the model.
 
     Raises:
         CheckpointError: naming the fields that differ.
@@ -41,7 +41,7 @@ def check(model: Any, base: Any, source: str) -> None:
         raise CheckpointError(
             f"{source} does not say which base it belongs to; save it again with pospatch.save_adapter"
         )
-    wanted, got = base["fields"], _fields(model.config)
+    wanted, got = base["fields"], describe(model, patch)["fields"]
     if _hash(wanted) != base.get("sha256"):
         raise CheckpointError(f"{source}: the description of its base was changed after it was saved")
     odd = [name for name in sorted({*wanted, *got}) if wanted.get(name) != got.get(name)]

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers.models.auto.auto_factory import _get_model_class
 
-from pospatch.errors import CheckpointError
+from pospatch.errors import CheckpointError, ShapeMismatch
 
 __all__ = ["check_base", "count_numbers", "read_object", "read_shapes"]
 
@@ -30,6 +30,7 @@ def check_base(model_class: Any, config: Any, path: Any, kwargs: dict[str, Any],
 
     Raises:
         CheckpointError: before anything of that size is made.
+        ShapeMismatch: likewise.
     """
     files = _weights(path, kwargs.get("variant"), hub)
     size = sum(Path(file).stat().st_size for file in files)
@@ -45,7 +46,10 @@ def check_base(model_class: Any, config: Any, path: Any, kwargs: dict[str, Any],
     plain = getattr(config, "quantization_config", None) is None and not kwargs.get("ignore_mismatched_sizes")
     for name, value in skeleton.state_dict().items() if plain else ():
         if name in shapes and shapes[name] != tuple(value.shape):
-            raise CheckpointError(f"{path}: {name} has shape {shapes[name]}, the config wants {tuple(value.shape)}")
+            raise ShapeMismatch(
+                f"{path}: {name} has shape {shapes[name]}, the config wants {tuple(value.shape)}; to start what does not fit "
+                "anew, as for a head of another size, pass ignore_mismatched_sizes=True"
+            )
 
 
 def _weights(path: Any, variant: str | None, hub: dict[str, Any]) -> list[str]:

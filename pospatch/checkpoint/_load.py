@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from pospatch.checkpoint._save import TENSORS, arm, is_patch_tensor, tables
 from pospatch.errors import BadOptionType, CheckpointError
 from pospatch.methods._base import Method
 
-__all__ = ["file_of", "from_pretrained", "load", "put_stack", "read_tensors"]
+__all__ = ["differing", "file_of", "from_pretrained", "load", "put_stack", "read_tensors"]
 
 STATED = {"config", "rope_parameters", "rope_scaling", "rope_theta"}  # by whoever loads, over what the checkpoint says
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -158,6 +158,29 @@ def read_tensors(file: str | os.PathLike[str] | None, wanted: Mapping[str, Tenso
     Raises:
         CheckpointError: not a safetensors file, or its names or shapes are not the wanted ones.
     """
+    with torch.no_grad():
+        for name, value in _stored(file, wanted, prefix):
+            wanted[name].copy_(value)
+
+
+def differing(file: str | os.PathLike[str] | None, wanted: Mapping[str, Tensor], prefix: str) -> list[str]:
+    """The names of tensors that are others in the file than in `wanted`, beyond rounding to the coarser of the two dtypes.
+
+    Raises:
+        CheckpointError: as `read_tensors`.
+    """
+    odd = []
+    for name, value in _stored(file, wanted, prefix):
+        own = wanted[name].detach().cpu()
+        if not (torch.equal(value.to(own.dtype), own) or torch.equal(own.to(value.dtype), value)):
+            odd.append(name)
+    return odd
+
+
+def _stored(
+    file: str | os.PathLike[str] | None, wanted: Mapping[str, Tensor], prefix: str
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a file by the names in `wanted`; all names, shapes and dtypes are compared before the first is read."""
     from safetensors import safe_open
 
     if file is None:
@@ -170,20 +193,18 @@ def read_tensors(file: str | os.PathLike[str] | None, wanted: Mapping[str, Tenso
         with safe_open(os.fspath(file), framework="pt") as stored:
             names = _matched(list(stored.keys()), set(wanted), prefix)
             for name, own in names.items():
-                shape = tuple(stored.get_slice(own).get_shape())
-                if shape != tuple(wanted[name].shape):
-                    raise CheckpointError(
-                        f"{file}: {own} has shape {shape}, the patch wants {tuple(wanted[name].shape)}"
-                    )
-                if (dtype := stored.get_slice(own).get_dtype()) not in FLOATS:
-                    raise CheckpointError(
-                        f"{file}: {own} has dtype {dtype}, the patch wants one of {', '.join(FLOATS)}"
-                    )
-            with torch.no_grad():
-                for name, own in names.items():
-                    wanted[name].copy_(stored.get_tensor(own))
+                _check_slice(file, own, stored.get_slice(own), wanted[name])
+            for name, own in names.items():
+                yield name, stored.get_tensor(own)
     except SafetensorError as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {error}") from error
+
+
+def _check_slice(file: Any, name: str, stored: Any, wanted: Tensor) -> None:
+    if (shape := tuple(stored.get_shape())) != tuple(wanted.shape):
+        raise CheckpointError(f"{file}: {name} has shape {shape}, the patch wants {tuple(wanted.shape)}")
+    if (dtype := stored.get_dtype()) not in FLOATS:
+        raise CheckpointError(f"{file}: {name} has dtype {dtype}, the patch wants one of {', '.join(FLOATS)}")
 
 
 def _matched(stored: list[str], wanted: set[str], prefix: str) -> dict[str, str]:

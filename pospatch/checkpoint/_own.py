@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,27 @@ __all__ = ["own_tensors", "save_own"]
 
 
 def own_tensors(model: Any) -> dict[str, nn.Parameter]:
-    """The patch's tensors by their names in the unwrapped model."""
+    """The patch's tensors by their names in the unwrapped model, as they are without adapters of peft."""
     from pospatch.api import patch_of, unwrap
 
-    patch = patch_of(model)
+    patch, target = patch_of(model), unwrap(model)
     made = {id(value) for value in _made(patch.kept.values() if patch is not None else ())}
-    return {name: value for name, value in unwrap(model).named_parameters() if id(value) in made}
+    return {_plain(target, name): value for name, value in target.named_parameters() if id(value) in made}
+
+
+def _plain(model: Any, name: str) -> str:
+    """A tensor's name without the steps that peft put in where it wraps a module that holds the tensor."""
+    if "peft" not in sys.modules:
+        return name
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    steps, module = [], model
+    for step in name.split("."):
+        if not isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            steps.append(step)
+        module = getattr(module, step)
+    return ".".join(steps)
 
 
 def _made(kept: Any) -> Iterator[Tensor]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from pospatch.checkpoint._load import file_of, hub_of, read_tensors
 from pospatch.checkpoint._own import own_tensors
+from pospatch.checkpoint._peft_beside import kind_of, refuse_unpatched, same_patch
 from pospatch.checkpoint._peft_save import CONFIG, TENSORS, arm_adapters, arm_wrapper
 from pospatch.checkpoint._record import methods_of
-from pospatch.checkpoint.adapter import make_record, put_on, read_json
-from pospatch.errors import AlreadyPatched, CheckpointError, short
+from pospatch.checkpoint.adapter import put_on, read_json
 
 __all__ = ["load_peft"]
+
+REMEDY = "call pospatch.remove(model) first, the adapter brings its own"
 
 
 def load_peft(model: Any, path: str | os.PathLike[str], *, adapter_name: str = "default", **kwargs: Any) -> Any:
@@ -40,18 +41,11 @@ def load_peft(model: Any, path: str | os.PathLike[str], *, adapter_name: str = "
     content, target = read_json(path, CONFIG, hub), unwrap(model)
     record = content.pop("pospatch", None)
     if record is None:
-        same = content.get("base_model_name_or_path") == getattr(target, "name_or_path", None) != ""
-        with adopted(
-            target
-        ):  # plain peft on plain transformers leaves no record, and is right on the base that it names
-            if patch_of(target) is not None and not same:
-                raise CheckpointError(
-                    f"{path} was trained without a patch and the base carries one; load it on a bare base"
-                )
+        with adopted(target):
+            if patch_of(target) is not None:
+                refuse_unpatched(target, content, path)
         return PeftModel.from_pretrained(model, path, adapter_name=adapter_name, **kwargs)
-    kind = record.get("peft_type") if isinstance(record, dict) else None
-    if not isinstance(kind, str) or kind not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        raise CheckpointError(f"{path}: the type of the adapter is {short(kind)}, which this peft does not know")
+    kind = kind_of(record, path)
     applied = _put_on(target, record, path, hub)
     try:
         config_class: Any = PEFT_TYPE_TO_CONFIG_MAPPING[kind]
@@ -76,17 +70,8 @@ def _put_on(target: Any, record: dict[str, Any], path: Any, hub: dict[str, Any])
     with adopted(target):
         if patch_of(target) is not None:
             methods_of(record)
-            _same_patch(make_record(target), record, path)
+            same_patch(target, record, path, REMEDY)
             read_tensors(file_of(path, TENSORS, record, hub), own_tensors(target), target.base_model_prefix)
             return False
     put_on(target, record, path, TENSORS, hub)
     return True
-
-
-def _same_patch(stands: dict[str, Any], record: dict[str, Any], path: Any) -> None:
-    for name in ("stack", "part"):
-        if json.loads(json.dumps(stands.get(name))) != record.get(name):
-            raise AlreadyPatched(
-                f"{path} was trained under {record.get(name)!r} and the base carries {stands.get(name)!r}; "
-                "call pospatch.remove(model) first, the adapter brings its own"
-            )

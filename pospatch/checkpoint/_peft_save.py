@@ -63,9 +63,12 @@ def arm_adapters(model: Any, configs: dict[str, Any] | None = None) -> None:
 
 
 def arm_wrapper(wrapper: Any) -> None:
-    """Let a wrapper of peft replace an older adapter as a whole."""
+    """Let a wrapper of peft replace an older adapter as a whole, and take a further one that was trained under the patch."""
+    from pospatch.checkpoint._peft_beside import Loader
+
     if "peft" in sys.modules and isinstance(wrapper, sys.modules["peft"].PeftModel):
         vars(wrapper)["save_pretrained"] = WrapperSaver(wrapper)
+        vars(wrapper)["load_adapter"] = Loader(wrapper)
 
 
 def _registered(module: Any, name: str, child: Any) -> None:

@@ -25,22 +25,26 @@ SHIM = "modeling_pospatch.py"  # written by `save_remote` alone
 
 
 def arm(model: Any, wrapper: Any = None) -> None:
-    """Make the model's ordinary `save_pretrained` write the patch too, and replace an older checkpoint as a whole."""
+    """Make the model's ordinary `save_pretrained` write the patch too and replace an older checkpoint as a whole, and its
+    `load_adapter` know the patch.
+    """
+    from pospatch.checkpoint._peft_beside import Loader
     from pospatch.checkpoint._peft_save import arm_adapters, arm_wrapper, watch
 
     disarm(model)
     arm_adapters(model)
     arm_wrapper(wrapper)
     watch(model)
-    vars(model)["save_pretrained"] = Saver(model)
+    vars(model).update(save_pretrained=Saver(model), load_adapter=Loader(model))
 
 
 def disarm(model: Any) -> None:
-    """Give the class's own `save_pretrained` back."""
+    """Give the class's own `save_pretrained` and `load_adapter` back."""
     from pospatch.checkpoint._peft_save import unwatch
 
     unwatch(model)
-    vars(model).pop("save_pretrained", None)
+    for name in ("save_pretrained", "load_adapter"):
+        vars(model).pop(name, None)
 
 
 def is_patch_tensor(name: str) -> bool:

@@ -21,7 +21,7 @@ from pospatch.engine._sites import Sites, check_halves, find
 from pospatch.engine._survey import declared, survey
 from pospatch.engine._undo import Undo
 from pospatch.engine.positions import Reindex
-from pospatch.errors import AlreadyPatched
+from pospatch.errors import AlreadyPatched, UnsupportedHost
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Method, Nothing, Rotary
 from pospatch.registry import build
@@ -53,6 +53,11 @@ class Patch:
     def rehearse(self, model: Any, stack: list[Method]) -> None:
         """Raise where another stack could not take this one's place; what stands is not touched."""
         assert self.found is not None
+        if around := [table.path for table in self.found.tables if table.wrapped]:
+            raise UnsupportedHost(
+                f"peft has wrapped {around[0]} since the patch was put on, so no other patch can take its place; merge the "
+                "adapter first (model.merge_and_unload()), or apply every method before it"
+            )
         plan = Plan(model, self.found, stack, self.layers)
         check(plan)
         plan.rehearse()

@@ -51,6 +51,12 @@ class Table:
     def rows(self) -> int:
         return self.weight.numel() // self.weight.shape[-1] - self.offset  # its shape is there on the meta device too
 
+    @property
+    def wrapped(self) -> bool:
+        """True where peft has put a layer of its own around the module since."""
+        held = None if self.inner else self.parent._modules.get(self.name)
+        return type(held).__module__.partition(".")[0] == "peft"
+
     def matrix(self) -> Tensor:
         """All rows, (offset + rows, width), whatever the tensor's leading dimensions."""
         weight = self.weight.detach()

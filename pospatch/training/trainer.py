@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Trainer
 
 from pospatch.api import patch_of, unwrap
+from pospatch.checkpoint._own import save_own
 from pospatch.training import tuning
 
 __all__ = ["PatchTrainer", "cut", "save_patch"]
@@ -61,10 +62,6 @@ def cut(batch: dict[str, Any], length: int) -> dict[str, Any]:
 
 def save_patch(model: Any, folder: Path) -> None:
     """The patch's tensors by their names in the unwrapped model, and its record: an adapter holds neither."""
-    from safetensors.torch import save_file
-
-    own = {name: value.detach().cpu().contiguous() for name, value in tuning.own_tensors(model).items()}
-    if own:
-        save_file(own, folder / TENSORS, metadata={"format": "pt"})
+    save_own(model, folder / TENSORS)
     if patch_of(model) is not None:
         (folder / "pospatch.json").write_text(json.dumps(unwrap(model).config.pospatch, indent=2) + "\n")

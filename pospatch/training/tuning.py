@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import pospatch
 from pospatch import assets
-from pospatch.api import patch_of, unwrap
+from pospatch.api import unwrap
+from pospatch.checkpoint._own import own_tensors
 from pospatch.errors import BadOption, BadOptionType, CheckpointError
 from pospatch.training.options import ModelArguments, TuneArguments, structure
 
@@ -104,14 +104,6 @@ def prepare(model: Any, arguments: TuneArguments, head: str = "causal") -> Any:
     for tensor in own.values():
         tensor.requires_grad_(True)
     return model
-
-
-def own_tensors(model: Any) -> dict[str, nn.Parameter]:
-    """The tensors that the patch made, tables that it replaced included, by their names in the unwrapped model."""
-    patch = patch_of(model)
-    kept = patch.kept.values() if patch is not None else []
-    made = {id(each) for item in kept for each in (item.parameters() if isinstance(item, nn.Module) else [item])}
-    return {name: value for name, value in unwrap(model).named_parameters() if id(value) in made}
 
 
 def _with_lora(model: Any, arguments: TuneArguments, head: str) -> Any:
