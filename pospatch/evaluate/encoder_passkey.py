@@ -36,7 +36,7 @@ Frances Gabriel George Gloria Grace Hannah Harold Hector Helen Hugo Ida Ingrid I
 Kamala Kenneth Kevin Lars Laura Leonard Lucia Malayah Marcus Martin Miriam Monica Nadia Nathan Nora Octavia Oliver Oscar
 Pablo Patricia Paula Quentin Rachel Raymond Rebecca Rosa Rupert Samantha Sebastian Simon Sofia Stella Tara Theodore Thomas
 Ursula Vanessa Victor Violet Walter Wendy Xavier Yolanda Yusuf Zachary
-""".split()
+"""
 _LAST = """
 Adams Alfaro Anderson Bailey Barnes Bennett Brooks Brown Campbell Carter Castillo Chen Clark Coleman Cruz Davis Delgado Diaz
 Edwards Ellis Evans Fernandez Fisher Fletcher Foster Freeman Garcia Gibson Gomez Graves Green Griffin Hamilton Harris Hayes
@@ -44,7 +44,7 @@ Henderson Hill Hoffman Hughes Irwin Jackson Jenkins Johnson Jones Kaplan Kelly K
 Marshall Martinez McCann McLean Mendoza Mitchell Moore Morgan Murphy Nelson Nguyen Nichols Oconnor Ortiz Owens Palmer Parker
 Patel Perry Peterson Phillips Powell Quinn Ramirez Reed Reynolds Richards Rivera Robinson Ross Russell Sanders Schmidt Scott
 Silva Simmons Spencer Stewart Sullivan Taylor Thompson Turner Vargas Wagner Walsh Weaver Young
-""".split()
+"""
 _LEAST = 64
 
 
@@ -97,7 +97,7 @@ def encoder_passkey(
     refuse_too_long(model, min(wanted[-1], cut or wanted[-1]))
     label, record = describe_model(model)
     options = {"queries": queries, "documents": documents, "cut": cut, "pooling": pooling, "query": _QUERY,
-               "document": _NEEDLE}  # fmt: skip
+               "document": _NEEDLE, "people": "share no name"}  # fmt: skip
     run = {"task": "encoder_passkey", "model": record, "options": options, "seed": seed}
     cells = Cells(path, run)
     todo = [length for length in wanted if str(length) not in cells]
@@ -127,7 +127,7 @@ def encoder_passkey(
 
 
 def _check(queries: int, documents: int, cut: int | None, batch: int) -> None:
-    most = min(len(_FIRST), len(_LAST))
+    most = min(len(_FIRST.split()), len(_LAST.split()))
     limits = (("documents", documents, 2, most), ("queries", queries, 1, documents), ("batch", batch, 1, 4096),
               ("cut", cut, 16, 1 << 30))  # fmt: skip
     for name, value, least, last in limits:
@@ -142,8 +142,8 @@ def _texts(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Wrapped ids of the queries and of the documents; query i asks for document i."""
     wrapping, filler = Wrapping(tokenizer), sentences(tokenizer)
-    names = zip(chance.sample(_FIRST, documents), chance.sample(_LAST, documents), strict=True)
-    people = [" ".join(name) for name in names]
+    parts = (chance.sample(names.split(), documents) for names in (_FIRST, _LAST))
+    people = [f"{first} {last}" for first, last in zip(*parts, strict=True)]
     read = []
     for name in people:
         needle = encode(tokenizer, _NEEDLE.format(name=name, key=chance.randrange(10000, 100000)))

@@ -39,7 +39,9 @@ class ModelArguments:
             distillation all of them.
     """
 
-    model: str | None = field(default=None, metadata={"help": "folder, Hub repository, smollm2-135m, minilm-l6 or a config"})
+    model: str | None = field(
+        default=None, metadata={"help": "folder, Hub repository, smollm2-135m, minilm-l6 or a config"}
+    )
     tokenizer: str | None = field(default=None, metadata={"help": "folder, Hub repository or bytes"})
     patch: str | None = field(default=None, metadata={"help": "a YAML mapping or list: {method: yarn, factor: 2.0}"})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "of the weights"})
