@@ -191,20 +191,6 @@ def test_printed_slopes(heads: int, printed: str) -> None:
                 _printed(value, text)
 
 
-@pytest.mark.parametrize(("heads", "biased"), [(4, None), (5, None), (4, 2), (1, None)])
-def test_swapped_slopes_tell_the_sides_apart(heads: int, biased: int | None) -> None:
-    where = geometry(heads=heads, kv_heads=heads, causal=False)
-    both, plain = build("alibi", biased_heads=biased, ahead="swapped"), build("alibi", biased_heads=biased)
-    past, future = positions([9], [4]), positions([4], [9])
-    assert torch.equal(both.bias(*past, {}, where), plain.bias(*past, {}, where))
-    slopes = oracle("alibi").slope_list(biased or heads)
-    pairs = len(slopes) // 2 * 2
-    wanted = [slopes[h ^ 1] if h < pairs else slopes[h] for h in range(len(slopes))] + [0.0] * (heads - len(slopes))
-    torch.testing.assert_close(both.bias(*future, {}, where)[0, :, 0, 0], -5 * torch.tensor(wanted))
-    with pytest.raises(BadOption, match="ahead"):
-        both.fits(where.with_(causal=True))
-
-
 @pytest.mark.parametrize("heads", [1, 2, 4, 6, 8, 12, 16, 20])
 def test_slopes_are_those_of_bloom_and_mpt(heads: int) -> None:
     from transformers.models.bloom.modeling_bloom import build_alibi_tensor

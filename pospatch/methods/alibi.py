@@ -10,7 +10,7 @@ from torch import Tensor
 from pospatch.errors import BadOption
 from pospatch.geometry import Geometry
 from pospatch.methods._base import Fold, Weights
-from pospatch.methods._options import choice, integer
+from pospatch.methods._options import integer
 
 DIGIT = 256  # a digit below it, times any power of two, is exact in bfloat16; three digits reach 2**24 tokens
 
@@ -32,52 +32,31 @@ class ALiBi(Fold):
     Args:
         biased_heads: number of heads that get a slope, the first ones, with the slopes of a layer of that many heads;
             the others see no distance. None is all of them.
-        ahead: slopes for keys after their query, in two-sided attention: "same" (the default) are those for keys before it;
-            "swapped" gives each head those of its neighbour in pairs (0 with 1, 2 with 3), so that a head is steeper to
-            one side than to the other, and two heads together tell the sides apart.
 
     Departs: two-sided attention takes |m - n|, as Composer's BERT does; it does not fold and is added as a bias.
-        "swapped" is a fixed form of the slopes for either side that the authors suggest (their repository, issue 5).
 
     Raises:
-        BadOption: more biased heads than the layer has; `ahead` where no query sees ahead.
+        BadOption: more biased heads than the layer has.
     """
 
     looks_back: ClassVar[bool] = True
     source: ClassVar[str] = "ALiBi, arXiv 2108.12409, section 3"
 
     biased_heads: int | None = integer(None, low=1, optional=True)
-    ahead: str | None = choice(None, "same", "swapped")
 
     def fits(self, geometry: Geometry) -> None:
         super().fits(geometry)
         if self.biased_heads is not None and self.biased_heads > geometry.heads:
             raise BadOption(f"alibi: biased_heads={self.biased_heads} is more than this layer's {geometry.heads} heads")
-        if self.ahead is not None and geometry.causal:
-            raise BadOption(f"alibi: ahead={self.ahead!r} is for keys after their query, and no query here sees any")
 
     def slopes(self, geometry: Geometry) -> Tensor:
         """Slopes in nats per token, (heads,) float32; 0 for heads without a bias."""
         count = self.biased_heads or geometry.heads
         return torch.tensor(slopes(count) + [0.0] * (geometry.heads - count), dtype=torch.float32)
 
-    def slopes_ahead(self, geometry: Geometry) -> Tensor:
-        """Slopes for keys after their query, (heads,) float32."""
-        found = self.slopes(geometry)
-        if self.ahead != "swapped":
-            return found
-        pairs = (self.biased_heads or geometry.heads) // 2  # the last one of an odd number keeps its own
-        return torch.cat([found[: 2 * pairs].view(-1, 2).flip(1).flatten(), found[2 * pairs :]])
-
     def profile(self, weights: Weights, geometry: Geometry) -> Callable[[Tensor], Tensor]:
-        behind = self.slopes(geometry)
-        ahead = self.slopes_ahead(geometry)
-
-        def bias(r: Tensor) -> Tensor:
-            slopes = torch.where(r[:, None] < 0, ahead.to(r.device), behind.to(r.device))
-            return -slopes * r.abs().float()[:, None]
-
-        return bias
+        slopes = self.slopes(geometry)
+        return lambda r: -slopes.to(r.device) * r.abs().float()[:, None]
 
     def columns(
         self, query_positions: Tensor, key_positions: Tensor, weights: Weights, geometry: Geometry
