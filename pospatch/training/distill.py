@@ -129,13 +129,22 @@ class DistillRun(Run):
 
     def _collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = super()._collate(examples)
+        longest = self._longest(batch)
         share, tokenizer = self.options.mask_share, self.built.tokenizer
-        if self.arguments.model.head != "masked" or share == 0:
-            return batch
-        if tokenizer.mask_token_id is None:
-            raise BadOption("this tokenizer has no mask token; set mask_share: 0")
-        fixed = torch.tensor(tokenizer.all_special_ids)
-        return {**batch, "input_ids": masked(batch["input_ids"], share, tokenizer.mask_token_id, fixed)}
+        if self.arguments.model.head == "masked" and share > 0:
+            if tokenizer.mask_token_id is None:
+                raise BadOption("this tokenizer has no mask token; set mask_share: 0")
+            fixed = torch.tensor(tokenizer.all_special_ids)
+            batch["input_ids"] = masked(batch["input_ids"], share, tokenizer.mask_token_id, fixed)
+        return {name: value[:, :longest] for name, value in batch.items()}  # nobody reads what all rows pad
+
+    def _longest(self, batch: dict[str, Any]) -> int | None:
+        """Tokens of the longest row of padded ones; None where rows must stay whole, as others cut them into equal parts."""
+        if self.arguments.data.documents != "padded" or "attention_mask" not in batch:
+            return None
+        if self.arguments.tune.length_warmup or self.scheme in ("ring", "ulysses"):
+            return None
+        return int(batch["attention_mask"].sum(1).max())
 
     @torch.no_grad()
     def _evaluate(self, when: str) -> dict[str, Any]:

