@@ -29,6 +29,7 @@ __all__ = [
     "Forward",
     "Index",
     "Method",
+    "Norm",
     "Nothing",
     "QueryScale",
     "Rotary",
@@ -349,6 +350,19 @@ class QueryScale(Method):
 
     def factor_at(self, query_positions: Tensor, geometry: Geometry) -> Tensor:
         """Factors (batch, query) float32 for positions (batch, query)."""
+        raise NotImplementedError
+
+
+class Norm(Method):
+    """Multiplies each head of q and k by a number made of its own content, which a rotation leaves as it is; acts before
+    everything else at the score site, so that it does not matter whether the cache holds rotated keys."""
+
+    slot: ClassVar[str] = "norm"
+    family: ClassVar[str] = "scaling"
+    clears: ClassVar[bool] = False
+
+    def normed(self, x: Tensor, side: str, weights: Weights) -> Tensor:
+        """q or k (batch, heads, length, head_dim), scaled; `side` is "query" or "key"."""
         raise NotImplementedError
 
 
