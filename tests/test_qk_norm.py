@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 import pospatch
 from pospatch.errors import AlreadyPatched
 from pospatch.geometry import Geometry
+from pospatch.methods._math import turn
 from pospatch.registry import build
 from tests import tiny
 from tests.oracles import qk_norm as oracle
@@ -21,7 +22,7 @@ TOKENS = tiny.ids(batch=2, length=24)
 
 @pytest.mark.parametrize("options", oracle.VARIANTS, ids=str)
 @pytest.mark.parametrize("side", ["query", "key"])
-def test_it_is_what_its_oracle_says(options: dict[str, float], side: str) -> None:
+def test_it_is_what_its_oracle_says(options: dict[str, Any], side: str) -> None:
     where, method = Geometry(heads=6, kv_heads=2, head_dim=10, width=60, length=32), build("qk_norm", **options)
     weights = method.weights(where)
     assert all(torch.equal(gain, torch.full_like(gain, options.get("gain", 1.0))) for gain in weights.values())
@@ -29,6 +30,15 @@ def test_it_is_what_its_oracle_says(options: dict[str, float], side: str) -> Non
     x = torch.randn(1, len(weights[side]), 5, 10, generator=torch.Generator().manual_seed(0))
     wanted = torch.tensor(oracle.oracle(method, x[0], weights[side]))
     torch.testing.assert_close(method.normed(x, side, weights)[0], wanted)
+
+
+@pytest.mark.parametrize("over", ["head", "all"])
+def test_it_may_come_before_a_rotation_or_after_it(over: str) -> None:
+    where, method = Geometry(heads=4, kv_heads=4, head_dim=8, width=32, length=32), build("qk_norm", over=over)
+    x, angles = torch.randn(1, 4, 5, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20.0).view(5, 4)
+    weights = {"query": torch.linspace(0.5, 1.5, 4), "key": method.weights(where)["key"]}
+    after = method.normed(turn(x, angles), "query", weights)
+    torch.testing.assert_close(after, turn(method.normed(x, "query", weights), angles))
 
 
 def test_with_equal_gains_it_is_the_norm_that_qwen3_has() -> None:
