@@ -22,7 +22,8 @@ class QKNorm(Norm):
 
     Args:
         over: the mean is one of each "head" (the default), as in Qwen3, or one of "all" heads, as in OLMo 2 and DroPE.
-        gain: what the learned gains start from, above 0. With 1 the logits of each head lie within sqrt(head_dim) of zero.
+        gain: what the learned gains start from, above 0. With 1, and "head", logits lie within sqrt(head_dim)
+            of zero.
         eps: added to the mean square, above 0.
 
     Departs: one gain for each head instead of one for each dimension, so that the norm may come after a rotation as well as

@@ -19,7 +19,7 @@ from pospatch.errors import BadOptionType
 from pospatch.evaluate._limits import reach
 from pospatch.evaluate._result import versions, write_json, write_text
 from pospatch.evaluate.perplexity import perplexity
-from pospatch.training import graft, resume, tuning
+from pospatch.training import graft, processes, resume, tuning
 from pospatch.training.arguments import Arguments, parse
 from pospatch.training.data import halves
 from pospatch.training.distill import DistillRun
@@ -129,7 +129,9 @@ class Effect:
         whole = {**self.common, **options, "seed": seed, "output_dir": str(place)}
         distilled = bool(whole.pop("distill", False))
         path = write_text(place / "options.yaml", yaml.safe_dump(whole, sort_keys=False))
-        return parse(["--config", str(path)], distill=distilled)
+        arguments = parse(["--config", str(path)], distill=distilled)
+        processes.check_count(arguments.training.world_size, 1)  # scores are written by one
+        return arguments
 
     def _train(self, arguments: Arguments) -> None:
         folder = Path(str(arguments.training.output_dir))
