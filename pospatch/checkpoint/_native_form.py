@@ -93,7 +93,7 @@ def _only_static(plan: Plan) -> None:
             raise UnsupportedHost(
                 f"{method.name} is no fixed spectrum shared by all layers, so no rope_parameters say it; nearest: {WAY_OUT}"
             )
-        if method.slot in ("score", "temperature"):
+        if method.slot in ("norm", "score", "temperature"):
             raise UnsupportedHost(
                 f"{method.name} acts on the attention scores, which no config of {type(plan.model).__name__} describes; "
                 f"nearest: {WAY_OUT}"

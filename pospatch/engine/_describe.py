@@ -14,7 +14,7 @@ _SITES = {
     "positions": ("positions",),
     "embedding": ("embedding",),
     "rotation": ("rotation", "scaling"),
-    "score": ("temperature", "score"),
+    "score": ("norm", "temperature", "score"),
 }
 
 

@@ -98,8 +98,12 @@ def merge(stack: list[Method], added: list[Method]) -> list[Method]:
             result[result.index(holder)] = method
         else:
             result.append(method)
-    if len(result) > 1 and any(method.slot == "none" for method in result):
-        raise AlreadyPatched("'nope' clears every site, so nothing stands beside it; call pospatch.remove(model) first")
+    others = [method.name for method in result if method.slot not in ("none", "norm", "temperature")]
+    if others and any(method.slot == "none" for method in result):
+        raise AlreadyPatched(
+            f"'nope' clears every site, so {others[0]!r} cannot stand beside it, only what scales q and k (qk_norm, logn); "
+            "call pospatch.remove(model) first"
+        )
     return result
 
 

@@ -167,8 +167,7 @@ class Plan:
         chosen = {slot: method for slot, method in chosen.items() if not self.left_alone(method, path)}
         if "score" in chosen:
             acting["score"] = chosen["score"]
-        if "temperature" in chosen:
-            acting["temperature"] = chosen["temperature"]
+        acting |= {slot: chosen[slot] for slot in ("norm", "temperature") if slot in chosen}
         if isinstance(self.top, Rotary) and not self.by_module:
             if self.top.slot in chosen and self.scales(self.top, self.label(path, geometry)):
                 acting["rotary"] = self.top

@@ -12,7 +12,7 @@ from torch import Tensor
 from pospatch.engine._given import Given
 from pospatch.engine._layout import paired
 from pospatch.geometry import Geometry
-from pospatch.methods._base import Bands, Contextual, Method, QueryScale, Rotary
+from pospatch.methods._base import Bands, Contextual, Method, Norm, QueryScale, Rotary
 
 if TYPE_CHECKING:
     from pospatch.engine._door import Door
@@ -66,6 +66,11 @@ class State(nn.Module):
     def score(self) -> Method | None:
         """What changes the logits here, or None."""
         return self.methods.get("score")
+
+    @property
+    def norm(self) -> Norm | None:
+        """What brings q and k to one size here, or None."""
+        return self.methods.get("norm")  # type: ignore[return-value]
 
     @property
     def temperature(self) -> QueryScale | None:

@@ -42,6 +42,9 @@ def attend(
     if state.drop_bias:
         kwargs.pop("position_bias", None)
     key, key_state = _contextual.key_state(query, key, call)
+    if state.norm is not None:
+        weights = state.weights_of("norm")
+        query, key = state.norm.normed(query, "query", weights), state.norm.normed(key, "key", weights)
     if state.temperature is not None:
         factor = state.temperature.factor_at(call.true, state.geometry)
         query = query * factor[:, None, :, None].to(query.dtype)

@@ -15,7 +15,7 @@ from pospatch.methods._absolute import Embedding, Forward, Index
 from pospatch.methods._contextual import Block, Contextual, SummedBias, SummedRotation
 from pospatch.methods._method import Method, Weights
 from pospatch.methods._rotary import Rotary, Scaling, apply_rotation
-from pospatch.methods._score import Band, Bands, Bias, Fold, QueryScale
+from pospatch.methods._score import Band, Bands, Bias, Fold, Norm, QueryScale
 
 __all__ = [
     "Band",
@@ -28,6 +28,7 @@ __all__ = [
     "Forward",
     "Index",
     "Method",
+    "Norm",
     "Nothing",
     "QueryScale",
     "Rotary",

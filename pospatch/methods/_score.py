@@ -15,7 +15,7 @@ from pospatch.methods._distance import by_distance
 from pospatch.methods._method import Method, Weights
 from pospatch.methods._rotary import needs_fixed
 
-__all__ = ["Band", "Bands", "Bias", "Fold", "QueryScale"]
+__all__ = ["Band", "Bands", "Bias", "Fold", "Norm", "QueryScale"]
 
 
 class QueryScale(Method):
@@ -28,6 +28,19 @@ class QueryScale(Method):
 
     def factor_at(self, query_positions: Tensor, geometry: Geometry) -> Tensor:
         """Factors (batch, query) float32 for positions (batch, query)."""
+        raise NotImplementedError
+
+
+class Norm(Method):
+    """Multiplies each head of q and k by a number made of its own content, which a rotation leaves as it is; acts before
+    everything else at the score site, so that it does not matter whether the cache holds rotated keys."""
+
+    slot: ClassVar[str] = "norm"
+    family: ClassVar[str] = "scaling"
+    clears: ClassVar[bool] = False
+
+    def normed(self, x: Tensor, side: str, weights: Weights) -> Tensor:
+        """q or k (batch, heads, length, head_dim), scaled; `side` is "query" or "key"."""
         raise NotImplementedError
 
 

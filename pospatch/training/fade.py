@@ -29,6 +29,7 @@ from pospatch.methods._base import (
     Embedding,
     Index,
     Method,
+    Norm,
     QueryScale,
     SummedBias,
     SummedRotation,
@@ -42,6 +43,7 @@ _WHY = {
     "positions": "gives whole positions",
     "embedding": "gives rows that begin as the old ones or are learnt from nothing",
     "score": "reads distances anew",
+    "norm": "brings q and k to one size",
 }
 
 
@@ -60,7 +62,7 @@ class Fade:
             raise UnsupportedHost("graft: fade needs a patch; the model carries none")
         for method in patch.stack:
             drawn = isinstance(method, Index) and method.training_only
-            if not drawn and isinstance(method, Index | Embedding | Bands):
+            if not drawn and isinstance(method, Index | Embedding | Bands | Norm):
                 raise UnsupportedHost(
                     f"graft: fade cannot turn {method.name}, which {_WHY[method.slot]}; use graft: swap"
                 )

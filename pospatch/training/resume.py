@@ -12,7 +12,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from pospatch.errors import BadOption
 from pospatch.training.arguments import Arguments
 
-__all__ = ["START", "checkpoint", "start"]
+__all__ = ["START", "checkpoint", "same_run", "start"]
 
 START = "start.json"  # what was there before the first step
 _CHANGEABLE = {  # what a resumed run may have different without computing anything else
@@ -34,7 +34,7 @@ def checkpoint(arguments: Arguments, folder: Path) -> str | None:
     else:
         raise BadOption(f"resume must be auto, never or a checkpoint folder, got {resume!r}")
     if chosen is not None:
-        _same_run(arguments.config, Path(chosen).parent / "config.yaml")
+        same_run(arguments.config, Path(chosen).parent / "config.yaml")
     return chosen
 
 
@@ -52,7 +52,7 @@ def _last_whole(folder: Path) -> str | None:
     return None
 
 
-def _same_run(config: dict[str, Any], path: Path) -> None:
+def same_run(config: dict[str, Any], path: Path) -> None:
     for needed in (path, path.with_name(START)):
         if not needed.is_file():
             raise BadOption(f"{needed} is missing, so it cannot be told whether the checkpoint belongs to this run")

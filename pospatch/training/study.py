@@ -135,5 +135,8 @@ def draw(path: Path, curves: Sequence[Curve], *, title: str, across: str, up: st
         axes.axvline(mark, color="0.6", linewidth=1, linestyle=":")
     axes.set(title=title, xlabel=across, ylabel=up)
     axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
+    if len(curves) > 5:  # they would lie over it
+        figure.legend(frameon=False, fontsize=8, loc="outside right upper")
+    else:
+        axes.legend(frameon=False, fontsize=8)
     figure.savefig(path)
