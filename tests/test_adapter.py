@@ -421,6 +421,18 @@ def test_a_further_adapter_that_does_not_fit_is_refused(tmp_path: Path, load: An
     assert_same(snapshot(model), before)
 
 
+@pytest.mark.parametrize("name", ["default", None])
+def test_an_adapter_alone_brings_the_tensors_of_its_patch(tmp_path: Path, name: str | None) -> None:
+    """Loaded again under its own name, as transformers' Trainer does to resume, or as the first of a patched model."""
+    saved = patched_first("gpt2")
+    stir(saved)
+    saved.save_pretrained(tmp_path)
+    model = patched_first("gpt2") if name else pospatch.apply(tiny.build("gpt2"), "t5_bias")
+    model.load_adapter(str(tmp_path), **({"adapter_name": name} if name else {}))
+    with torch.no_grad():
+        assert torch.equal(tiny.logits(model, tiny.ids(2, 40)), tiny.logits(saved, tiny.ids(2, 40)))
+
+
 @pytest.mark.parametrize("load", [by_peft, by_transformers])
 def test_after_remove_further_adapters_are_left_to_peft(tmp_path: Path, load: Any) -> None:
     lora(tiny.build("llama"), "llama").save_pretrained(tmp_path / "bare")

@@ -1,8 +1,9 @@
-"""A further adapter of peft on a patched model, by peft's own `load_adapter` or by the one of transformers.
+"""An adapter on a patched model by peft's own `load_adapter` or by the one of transformers: a further one, or the same again.
 
 Both read an adapter's config by its type, and the type that an adapter of a patched model carries is one that they do not have.
 What stands in for `load_adapter` looks whether the adapter was trained under the very patch that stands, and then hands them the
-same adapter under its real type. One patch serves all adapters of a model, so nothing of it is changed here.
+same adapter under its real type. One set of the patch's tensors serves all adapters of a model: beside others it must be the
+same, and without others it comes with the adapter, as where transformers' Trainer goes on from a checkpoint.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from pospatch.checkpoint import _base
-from pospatch.checkpoint._load import HUB, differing, file_of, hub_of
+from pospatch.checkpoint._load import HUB, differing, file_of, hub_of, read_tensors
 from pospatch.checkpoint._own import own_tensors
 from pospatch.checkpoint._peft_save import CONFIG, TENSORS, WEIGHTS
 from pospatch.checkpoint._record import methods_of
@@ -34,7 +35,8 @@ class Loader:
     """Stands as the `load_adapter` of one patched model, or of a wrapper of peft around it.
 
     Raises:
-        CheckpointError: the adapter was trained without a patch, on another base, or with other tensors of the patch.
+        CheckpointError: the adapter was trained without a patch, on another base, or with other tensors of the patch than the
+            adapters beside it.
         AlreadyPatched: it was trained under another patch.
     """
 
@@ -55,9 +57,22 @@ class Loader:
         if content.get("pospatch") is None:
             refuse_unpatched(target, content, path)
             return read(owner, *args, **kwargs)
-        kind = _fitting(target, content["pospatch"], path, hub)
-        with _under_its_type(content, kind, path, hub) as plain:
-            return read(**_at(given, plain))
+        with _under_its_type(content, _fitting(target, content["pospatch"], path), path, hub) as plain:
+            file, own = file_of(path, TENSORS, content["pospatch"], hub), own_tensors(target)
+            odd = differing(file, own, target.base_model_prefix)
+            if odd and (others := _others(owner, given)):
+                raise CheckpointError(
+                    f"{path} was trained with other values of {len(odd)} of the patch's own tensors ({odd[0]}), and "
+                    f"{sorted(others)} stand on this model with theirs; {ELSEWHERE}"
+                )
+            result = read(**_at(given, plain))
+            read_tensors(file, own, target.base_model_prefix)
+        return result
+
+
+def _others(owner: Any, given: dict[str, Any]) -> set[str]:
+    """The adapters beside the one that is loaded."""
+    return set(getattr(owner, "peft_config", None) or ()) - {given.get("adapter_name") or "default"}
 
 
 def _hub(given: dict[str, Any]) -> dict[str, Any]:
@@ -74,16 +89,11 @@ def _at(given: dict[str, Any], folder: str) -> dict[str, Any]:
     return {**{name: value for name, value in given.items() if name not in gone}, **rest, **paths}
 
 
-def _fitting(target: Any, record: Any, path: Any, hub: dict[str, Any]) -> str:
+def _fitting(target: Any, record: Any, path: Any) -> str:
     """The type of an adapter that was trained under what stands on the model; or raise."""
     kind = kind_of(record, path)
     methods_of(record)
     same_patch(target, record, path, ELSEWHERE)
-    if odd := differing(file_of(path, TENSORS, record, hub), own_tensors(target), target.base_model_prefix):
-        raise CheckpointError(
-            f"{path} was trained with other values of {len(odd)} of the patch's own tensors ({odd[0]}), and one model has one "
-            f"set for all its adapters; {ELSEWHERE}"
-        )
     return kind
 
 
