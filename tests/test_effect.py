@@ -28,6 +28,7 @@ ARMS: dict[str, Any] = {
     "as it is": {"max_steps": 0},
     "alibi, not tuned": {"patch": {"method": "alibi"}, "warm_start": True, "max_steps": 0},
     "rope": {"patch": "rope"},
+    "rope, once": {"patch": "rope", "seeds": 1, "max_steps": 1},
 }
 
 
@@ -58,7 +59,7 @@ def test_a_study_scores_all_arms_alike_and_is_not_done_twice(tmp_path: Path, mon
     study = chosen(tmp_path)
     arms = effect(study)["arms"]
     assert {name: [one["seed"] for one in runs] for name, runs in arms.items()} == {
-        "as it is": [0], "alibi, not tuned": [0], "rope": [0, 1],
+        "as it is": [0], "alibi, not tuned": [0], "rope": [0, 1], "rope, once": [0],
     }  # fmt: skip
     assert list(arms["as it is"][0]["perplexity"]) == ["32"]  # its table ends there
     assert list(arms["rope"][0]["perplexity"]) == ["32", "64"]

@@ -35,7 +35,8 @@ class Settings:
     """Options of the runs are those of finetune.py, or of distill.py where `distill: true` stands among them.
 
     An arm starts from the model that `base` trains, where there is one, and from its own `model` otherwise; with `max_steps: 0`
-    it is scored as it is. Every arm is scored on the same tokens: the last ones of windows of held-out text, whose context grows.
+    it is scored as it is; with `seeds: 1` it has one run. Every arm is scored on the same tokens: the last ones of windows of
+    held-out text, whose context grows.
     """
 
     output_dir: str
@@ -78,9 +79,7 @@ class Effect:
         if self.base is not None:
             self._train(self._arguments("base", self.base, 0))
             self.common["model"] = str(self.folder / "base" / "model")
-        todo = [
-            (name, seed) for seed in range(self.chosen.seeds) for name in self.arms if seed == 0 or self._trained(name)
-        ]
+        todo = [(name, seed) for seed in range(self.chosen.seeds) for name in self.arms if seed < self._seeds(name)]
         done: dict[str, list[dict[str, Any]]] = {name: [] for name in self.arms}
         for number, (name, seed) in enumerate(todo, 1):
             print(f"== {name}, seed {seed} ({number} of {len(todo)})", flush=True)
@@ -89,8 +88,10 @@ class Effect:
             print(f"== {name}, seed {seed}: perplexity at {shown}", flush=True)
         return {"versions": versions(), "arms": done}
 
-    def _trained(self, name: str) -> bool:
-        return {**self.common, **self.arms[name]}.get("max_steps") != 0
+    def _seeds(self, name: str) -> int:
+        """How many runs an arm has: one where it is not trained."""
+        options = {**self.common, **self.arms[name]}
+        return 1 if options.get("max_steps") == 0 else int(options.get("seeds", self.chosen.seeds))
 
     def _one(self, name: str, seed: int) -> dict[str, Any]:
         """One arm with one seed: train, score, and write down."""
@@ -128,6 +129,7 @@ class Effect:
         place = place if name == "base" else place / f"seed-{seed}"
         whole = {**self.common, **options, "seed": seed, "output_dir": str(place)}
         distilled = bool(whole.pop("distill", False))
+        whole.pop("seeds", None)
         path = write_text(place / "options.yaml", yaml.safe_dump(whole, sort_keys=False))
         arguments = parse(["--config", str(path)], distill=distilled)
         processes.check_count(arguments.training.world_size, 1)  # scores are written by one
