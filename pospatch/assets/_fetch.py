@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,6 +60,19 @@ def working_directory(cache: Path) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def kept(name: str, cache: str | os.PathLike[str] | None, source: str, make: Callable[[Path], Path]) -> Path:
+    """The folder `name` of the cache; where it is not there yet, what `make` makes of `source` in a working folder."""
+    folder = cache_directory(cache)
+    target = folder / name
+    if target.is_dir():
+        return target
+    with working_directory(folder) as work:
+        say(f"downloading {source} ...")
+        publish(make(work), target)
+    say(f"ready in {target}")
+    return target
 
 
 def publish(made: Path, target: Path) -> Path:

