@@ -53,6 +53,11 @@ def _last_whole(folder: Path) -> str | None:
 
 
 def same_run(config: dict[str, Any], path: Path) -> None:
+    """Compare the settings of a run with those in the config.yaml that an earlier one left.
+
+    Raises:
+        BadOption: there is none, or others stand in it than in `config`.
+    """
     for needed in (path, path.with_name(START)):
         if not needed.is_file():
             raise BadOption(f"{needed} is missing, so it cannot be told whether the checkpoint belongs to this run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -13,7 +12,7 @@ from typing import Any
 from transformers import set_seed
 
 from pospatch.errors import BadOption, PospatchError
-from pospatch.evaluate._result import write_text
+from pospatch.evaluate._result import write_json, write_text
 from pospatch.training import data as packing
 from pospatch.training import graft, measure, plan, probe, processes, resume, tuning
 from pospatch.training import loss as slices
@@ -115,7 +114,7 @@ class Run:
             "checkpoint": str(self.folder / "model"),
         }
         self._save()
-        self._write("results.json", _json(results))
+        self._write(write_json, "results.json", results)
         return results
 
     def rehearse(self) -> dict[str, Any]:
@@ -191,8 +190,8 @@ class Run:
         if self.scheme not in ("ring", "ulysses"):  # whose batches accelerate cuts
             steps = self.trainer.state.max_steps - self.trainer.state.global_step
             self._say(plan.seconds(self.arguments, steps, measure.pace(self.trainer)))
-        self._write(resume.START, _json(start))
-        self._write("config.yaml", self.arguments.to_yaml())
+        self._write(write_json, resume.START, start)
+        self._write(write_text, "config.yaml", self.arguments.to_yaml())
 
     def _probe(self) -> None:
         if self.arguments.data.documents == "packed":
@@ -231,10 +230,6 @@ class Run:
         if self.main:
             print(line, flush=True)
 
-    def _write(self, name: str, content: str) -> None:
+    def _write(self, write: Callable[[Path, Any], Path], name: str, content: Any) -> None:
         if self.main:
-            write_text(self.folder / name, content)
-
-
-def _json(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2, allow_nan=False) + "\n"
+            write(self.folder / name, content)

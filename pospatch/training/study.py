@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.errors import BadOptionType
-from pospatch.evaluate._result import write_text
+from pospatch.evaluate._result import write_json
 from pospatch.training.arguments import Parser, parsed
 from pospatch.training.options import entry, structure
 
@@ -105,7 +104,7 @@ def write(folder: str, chosen: Any, results: dict[str, Any]) -> Path:
     if not _first():
         return path
     content = {"settings": asdict(chosen), **results}
-    write_text(path / "results.json", json.dumps(content, indent=2, allow_nan=False) + "\n")
+    write_json(path / "results.json", content)
     return path
 
 
