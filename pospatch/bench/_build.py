@@ -51,15 +51,13 @@ def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
 
 
 def _model(cell: Cell, length: int) -> Any:
-    import pospatch
-
     if cell.peer is not None:
         from pospatch.bench._peers import PEERS
 
         return PEERS[cell.peer].model(cell, length)
     model = make_model(cell.model, cell.layers, length, cell.dtype).to(cell.device)
     if cell.method is not None and cell.work != "patch":
-        pospatch.apply(model, cell.method.split("+"), **cell.options)
+        _apply(model, cell)
         if cell.form == "reference":
             model.set_attn_implementation("eager")
     return model.train() if cell.work == "train" else model.eval()
@@ -67,7 +65,9 @@ def _model(cell: Cell, length: int) -> Any:
 
 def _model_work(cell: Cell, model: Any) -> Work:
     if cell.work == "patch":
-        return lambda: _patch(model, cell)
+        from pospatch import remove
+
+        return lambda: remove(_apply(model, cell))
     torch.manual_seed(1)
     ids = torch.randint(5, model.config.vocab_size, (cell.batch, cell.length), device=cell.device)
     if cell.work == "train":
@@ -82,11 +82,11 @@ def _model_work(cell: Cell, model: Any) -> Work:
     return prefill
 
 
-def _patch(model: Any, cell: Cell) -> None:
+def _apply(model: Any, cell: Cell) -> Any:
     import pospatch
 
-    assert cell.method is not None  # what is compared with it is a forward pass
-    pospatch.remove(pospatch.apply(model, cell.method.split("+"), **cell.options))
+    assert cell.method is not None  # what is plain has nothing to apply
+    return pospatch.apply(model, cell.method.split("+"), **cell.options)
 
 
 def _train(model: Any, ids: torch.Tensor) -> None:

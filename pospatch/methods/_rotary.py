@@ -18,9 +18,8 @@ class Rotary(Method):
     """Rotates q and k by angles that grow with position: pair i of a head turns by inv_freq[i] radians per token."""
 
     slot: ClassVar[str] = "rotation"
-    spectral: ClassVar[bool] = (
-        True  # True where inv_freq and one amplitude say everything; False where `rotate` is overridden
-    )
+    # True where inv_freq and one amplitude say everything; False where `rotate` is overridden
+    spectral: ClassVar[bool] = True
 
     def numbers_taken(self) -> int:
         """Numbers that a position from the caller has; 0 where none can be given."""
