@@ -13,7 +13,7 @@ from pospatch.attention import biased as biased_module
 from pospatch.attention import toeplitz as toeplitz_module
 from pospatch.attention._mask import triangle
 from pospatch.attention.biased import biased
-from pospatch.attention.flash import banded_flash, pieces
+from pospatch.attention.flash import banded_flash, pieces, reach
 from pospatch.attention.toeplitz import toeplitz
 from pospatch.methods._base import Band
 
@@ -26,17 +26,19 @@ BANDS = {
     "near and far": [Band(0, 8, _same, _same), Band(8, None, _same, _same)],
     "three": [Band(0, 1, _same, _same), Band(1, 12, _same, _same), Band(12, None, _same, _same)],
     "chunks": [Band(0, 1, _same, _same, unit=8), Band(1, 2, _same, _same, unit=8), Band(2, None, _same, _same, unit=8)],
+    "a wide middle": [Band(0, 6, _same, _same), Band(6, 30, _same, _same), Band(30, None, _same, _same)],
     "nothing far": [Band(0, 100, _same, _same), Band(100, None, _same, _same)],
 }
 
 
 def _whole(turned: Any, value: Tensor, scalings: Sequence[float], bands: Sequence[Band]) -> Tensor:
-    length = value.shape[2]
+    queries, length = turned[0][0].shape[2], value.shape[2]
     index = torch.arange(length)
-    logits = torch.full((*value.shape[:2], length, length), float("-inf"), dtype=torch.float64)
+    rows = index[length - queries :, None]
+    logits = torch.full((*value.shape[:2], queries, length), float("-inf"), dtype=torch.float64)
     for (query, key), band, scaling in zip(turned, bands, scalings, strict=True):
-        distance = index[:, None] // band.unit - index[None] // band.unit
-        holds = (distance >= band.start) & (index[:, None] >= index[None])
+        distance = rows // band.unit - index[None] // band.unit
+        holds = (distance >= band.start) & (rows >= index[None])
         if band.stop is not None:
             holds = holds & (distance < band.stop)
         logits = torch.where(holds, query.double() @ key.double().transpose(-1, -2) * scaling, logits)
@@ -45,15 +47,19 @@ def _whole(turned: Any, value: Tensor, scalings: Sequence[float], bands: Sequenc
 
 @pytest.mark.parametrize("name", BANDS)
 @pytest.mark.parametrize("length", [5, 16, 37, 64])
+@pytest.mark.parametrize("queries", [1.0, 0.8, 0.45, 0.2, 0.0])
 @pytest.mark.parametrize("kv_heads", [4, 2])
-def test_banded_flash_equals_the_whole_matrix(name: str, length: int, kv_heads: int) -> None:
+def test_banded_flash_equals_the_whole_matrix(name: str, length: int, queries: float, kv_heads: int) -> None:
+    """The queries are this share of the tokens, the last ones, and at least one."""
     torch.manual_seed(0)
     bands, scalings = BANDS[name], [0.25, 0.3, 0.2][: len(BANDS[name])]
-    make = lambda heads: torch.randn(2, heads, length, 16, requires_grad=True)  # noqa: E731
-    turned, value = [(make(4), make(kv_heads)) for _ in bands], make(kv_heads)
-    plan = pieces(bands, length)
+    rows = max(1, round(queries * length))
+    make = lambda heads, tokens=length: torch.randn(2, heads, tokens, 16, requires_grad=True)  # noqa: E731
+    turned, value = [(make(4, rows), make(kv_heads)) for _ in bands], make(kv_heads)
+    plan = pieces(bands, rows, length)
     assert plan is not None
-    output = banded_flash(turned, value, scalings, plan)
+    held = [(q, k[:, :, reach(plan, index)]) for index, (q, k) in enumerate(turned)]
+    output = banded_flash(held, value, scalings, plan)
     wide = lambda x: x.repeat_interleave(4 // kv_heads, dim=1)  # noqa: E731
     wanted = _whole([(q, wide(k)) for q, k in turned], wide(value), scalings, bands)
     assert (output - wanted).abs().max() < 1e-5
@@ -67,7 +73,7 @@ def test_banded_flash_equals_the_whole_matrix(name: str, length: int, kv_heads: 
 
 
 def test_a_band_that_no_call_of_the_kernel_has_is_not_planned() -> None:
-    assert pieces([Band(0, 2, _same, _same, unit=8), Band(2, None, _same, _same, unit=8)], 64) is None
+    assert pieces([Band(0, 2, _same, _same, unit=8), Band(2, None, _same, _same, unit=8)], 64, 64) is None
 
 
 @pytest.mark.parametrize("causal", [True, False])

@@ -86,6 +86,23 @@ def test_steps_of_padded_rows(steps: list[bool], name: str) -> None:
 
 @pytest.mark.parametrize("name", SLICED)
 @torch.no_grad()
+def test_chunks_after_a_cache_are_calls_of_the_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    made, inner = [], _banded.flash
+    monkeypatch.setattr(_banded, "flash", lambda *args: made.append(inner(*args)) or made[-1])
+    model, tokens = pospatch.apply(tiny.build("llama"), name), tiny.ids(2, 61)
+    wanted, found, cache = tiny.logits(model, tokens), [], None
+    made.clear()
+    for piece in tokens.split([17, 30, 14], dim=1):
+        output = model(input_ids=piece, past_key_values=cache, use_cache=True)
+        found.append(output.logits)
+        cache = output.past_key_values
+    assert (torch.cat(found, dim=1) - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
+    assert len(made) == 6
+    assert all(torch.is_tensor(output) for output in made)
+
+
+@pytest.mark.parametrize("name", SLICED)
+@torch.no_grad()
 def test_a_cache_that_was_cut_back_goes_on(steps: list[bool], name: str) -> None:
     model, tokens = pospatch.apply(tiny.build("llama"), name), tiny.ids(1, 44)
     other = tiny.ids(1, 60)[:, 44:50]

@@ -1,15 +1,16 @@
 """Banded attention from an ordinary flash kernel: each band is plain attention over slices, merged by its log-sum-exp.
 
-A range of distances [a, b) over n tokens is attention of q[a:] on k[:n - a] within a window of b - a. A window is two calls over
-blocks of its own size: the causal triangle inside each block, and the opposite triangle on the block before it, which is causal
-again when both are read backwards. Backward calls the kernel's own backward for each piece with the merged output and
+The queries are the last of the tokens; where they are all of them, a range of distances [a, b) is attention of q[a:] on
+k[:n - a] within a window of b - a. A window is, over blocks of its own size, the causal triangle inside each block and the
+opposite triangle on the keys before it, which is causal again when both are read backwards; a block that is shorter than its
+window sees the keys between the two whole. Backward calls the kernel's own backward for each piece with the merged output and
 log-sum-exp, which is exact: they are all that a flash backward knows of the other keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pospatch.methods._base import Band
 
-__all__ = ["Piece", "banded_flash", "pieces"]
+__all__ = ["Piece", "banded_flash", "pieces", "reach"]
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -34,9 +35,14 @@ class Part:
     high: int
     reverse: bool = False
 
+    @property
+    def end(self) -> int:
+        """The token after the last block, which may be past the last one there is."""
+        return self.offset + self.count * self.size
+
     def view(self, x: Tensor) -> Tensor:
         """(batch, count, heads, rows, ...) of x (batch, heads, length, ...), sharing its memory."""
-        blocks = x[:, :, self.offset : self.offset + self.count * self.size].unflatten(2, (self.count, self.size))
+        blocks = x[:, :, self.offset : self.end].unflatten(2, (self.count, self.size))
         return blocks[:, :, :, self.low : self.high].transpose(1, 2)
 
     def take(self, x: Tensor) -> Tensor:
@@ -60,51 +66,85 @@ class Piece:
     causal: bool
 
 
-def pieces(bands: Sequence[Band], length: int) -> list[Piece] | None:
-    """The calls that make up the bands over `length` consecutive tokens; None where a band has no such form."""
+def pieces(bands: Sequence[Band], queries: int, keys: int) -> list[Piece] | None:
+    """The calls that make up the bands of the last `queries` of `keys` consecutive tokens; None where a band has no such form."""
     found: list[Piece] = []
     for index, band in enumerate(bands):
-        if band.start * band.unit >= length:
+        if band.start * band.unit >= keys:
             continue
-        made = _distances(index, band, length) if band.unit == 1 else _chunks(index, band, length)
+        made = (_distances if band.unit == 1 else _chunks)(index, band, queries, keys)
         if made is None:
             return None
         found += made
     return found
 
 
-def _distances(index: int, band: Band, length: int) -> list[Piece]:
-    start, rest = band.start, length - band.start
-    if band.stop is None or band.stop - start >= rest:
-        return [Piece(index, _slice(start, length), _slice(0, rest), True)]
-    size = band.stop - start
-    count = -(-rest // size)
-    diagonal = Piece(index, Part(start, count, size, 0, size), Part(0, count, size, 0, size), True)
-    if count == 1 or size == 1:
-        return [diagonal]
-    before = Part(start + size, count - 1, size, 0, size - 1, True), Part(0, count - 1, size, 1, size, True)
-    return [diagonal, Piece(index, *before, True)]
+def reach(plan: list[Piece], band: int) -> slice:
+    """The keys from the first to the last that a band reads; empty where it reads none."""
+    parts = [piece.key for piece in plan if piece.band == band]
+    return slice(min((part.offset for part in parts), default=0), max((part.end for part in parts), default=0))
 
 
-def _chunks(index: int, band: Band, length: int) -> list[Piece] | None:
-    unit, back = band.unit, band.start
-    full, rest = divmod(length, unit)
+def _distances(index: int, band: Band, queries: int, keys: int) -> list[Piece]:
+    """Row j of those that see any key sees the `width` keys up to `last` + j."""
+    first = max(0, band.start - (keys - queries))
+    rows = queries - first
+    last = keys - rows - band.start
+    width = keys if band.stop is None else min(band.stop - band.start, keys)
+    size = min(width, rows)
+    count = -(-rows // size)
+    found = [Piece(index, Part(first, count, size, 0, size), Part(last, count, size, 0, size), True)]
+    whole = max(0, last + size - width)
+    if whole < last:  # a single block, shorter than its window
+        found.append(Piece(index, _slice(first, queries), _slice(whole, last), False))
+    return found + _opposite(index, first, last - width + 1, count, size)
+
+
+def _opposite(index: int, first: int, begin: int, count: int, size: int) -> list[Piece]:
+    """Row j of each block sees the keys from `begin` + j to `begin` + size - 2, counted on from block to block; keys before the
+    first token are not there."""
+    found = []
+    if begin < 0:
+        there = begin + size - 1
+        if there > 0:
+            query, key = Part(first, 1, size, 0, size - 1, True), Part(0, 1, there, 0, there, True)
+            found.append(Piece(index, query, key, True))
+        first, begin, count = first + size, begin + size, count - 1
+    if count and size > 1:
+        query, key = Part(first, count, size, 0, size - 1, True), Part(begin, count, size, 0, size - 1, True)
+        found.append(Piece(index, query, key, True))
+    return found
+
+
+def _chunks(index: int, band: Band, queries: int, keys: int) -> list[Piece] | None:
+    unit, back, before = band.unit, band.start, keys - queries
     if band.stop is None:
-        later = range(back, full + bool(rest))
-        return [
-            Piece(index, _slice(b * unit, min((b + 1) * unit, length)), _slice(0, (b - back + 1) * unit), False)
-            for b in later
-        ]
+        blocks = range(max(back, before // unit), -(-keys // unit)) if back else None
+        return None if blocks is None else [
+            Piece(index, _rows(block, unit, before, keys), _slice(0, (block - back + 1) * unit), False) for block in blocks
+        ]  # fmt: skip
     if band.stop != back + 1:
         return None
-    found = []
-    if full > back:
-        query, key = Part(back * unit, full - back, unit, 0, unit), Part(0, full - back, unit, 0, unit)
-        found.append(Piece(index, query, key, back == 0))
-    if rest and full >= back:  # a call of its own: filled up to a whole chunk it would cost as much as one
-        before = (full - back) * unit
-        found.append(Piece(index, _slice(full * unit, length), _slice(before, min(before + unit, length)), back == 0))
+    found, full = [], range(max(back, -(-before // unit)), keys // unit)
+    if full:
+        query = Part(full.start * unit - before, len(full), unit, 0, unit)
+        found.append(Piece(index, query, Part((full.start - back) * unit, len(full), unit, 0, unit), back == 0))
+    # calls of their own: filled up to a whole chunk they would cost as much as one
+    for block in sorted({edge // unit for edge in (before, keys) if edge % unit}):
+        query, start = _rows(block, unit, before, keys), (block - back) * unit
+        if back and block >= back:
+            found.append(Piece(index, query, _slice(start, start + unit), False))
+        elif not back:
+            inside = query.offset + before
+            if start < inside:
+                found.append(Piece(index, query, _slice(start, inside), False))
+            found.append(Piece(index, query, _slice(inside, inside + query.size), True))
     return found
+
+
+def _rows(block: int, unit: int, before: int, keys: int) -> Part:
+    """The queries of a chunk, `before` of whose tokens are no queries."""
+    return _slice(max(block * unit, before) - before, min((block + 1) * unit, keys) - before)
 
 
 def _slice(start: int, stop: int) -> Part:
@@ -117,63 +157,76 @@ def banded_flash(
     """Attention over the pieces of `plan`.
 
     Args:
-        turned: q and k of each band, rotated for it, (batch, heads or kv_heads, length, head_dim).
-        value: (batch, kv_heads, length, head_dim); keys and values are not repeated, the kernel reads them by groups.
+        turned: of each band q (batch, heads, query, head_dim) and k (batch, kv_heads, its reach, head_dim), rotated for it.
+        value: (batch, kv_heads, key, head_dim); keys and values are not repeated, the kernel reads them by groups.
         scalings: factor on q.k, one a band.
 
     Returns:
-        (batch, heads, length, head_dim).
+        (batch, heads, query, head_dim).
     """
     flat = [x for pair in turned for x in pair]
-    return _Banded.apply(plan, list(scalings), value, *flat)
+    # keys of a band are counted from the first that it reads
+    held = [replace(piece.key, offset=piece.key.offset - reach(plan, piece.band).start) for piece in plan]
+    return _Banded.apply(plan, held, list(scalings), value, *flat)
 
 
 class _Banded(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: list[Piece], scalings: list[float], value: Tensor, *flat: Tensor) -> Tensor:
-        length = value.shape[2]
-        room = max(max(p.offset + p.count * p.size for p in (piece.query, piece.key)) for piece in plan) - length
-        padded = [_pad(x, room) for x in (value, *flat)]
+    def forward(
+        ctx: Any, plan: list[Piece], held: list[Part], scalings: list[float], value: Tensor, *flat: Tensor
+    ) -> Tensor:
+        padded = _padded(plan, held, value, flat)
         value_p, *flat_p = padded
-        size = (*flat[0].shape[:2], length + max(room, 0))
-        total = value.new_full(size, float("-inf"), dtype=torch.float32)
-        merged = value.new_zeros((*size, value.shape[-1]), dtype=torch.float32)
-        for piece in plan:
+        query = flat_p[0]
+        total = query.new_full(query.shape[:3], float("-inf"), dtype=torch.float32)
+        merged = query.new_zeros((*query.shape[:3], value.shape[-1]), dtype=torch.float32)
+        for piece, part in zip(plan, held, strict=True):
             q, k, v = (
                 piece.query.take(flat_p[2 * piece.band]),
-                piece.key.take(flat_p[2 * piece.band + 1]),
+                part.take(flat_p[2 * piece.band + 1]),
                 piece.key.take(value_p),
             )
             out, lse = _forward(q, k, v, 0.0, piece.causal, scale=scalings[piece.band])
             _merge(piece.query, merged, total, out, lse)
-        ctx.plan, ctx.scalings, ctx.room = plan, scalings, max(room, 0)
+        ctx.plan, ctx.held, ctx.scalings = plan, held, scalings
         ctx.save_for_backward(value, merged, total, *flat)
-        return merged[:, :, :length].to(value.dtype)
+        return merged[:, :, : flat[0].shape[2]].to(value.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         value, merged, total, *flat = ctx.saved_tensors
-        length = value.shape[2]
-        value_p, grad_p, *flat_p = (_pad(x, ctx.room) for x in (value, grads[0].contiguous(), *flat))
+        value_p, *flat_p = _padded(ctx.plan, ctx.held, value, flat)
+        grad_p = _pad(grads[0].contiguous(), flat_p[0].shape[2])
         collected = [torch.zeros_like(x, dtype=torch.float32) for x in (value_p, *flat_p)]
         merged = merged.to(value.dtype)
-        for piece in ctx.plan:
+        for piece, part in zip(ctx.plan, ctx.held, strict=True):
             at = 2 * piece.band
-            q, k, v = piece.query.take(flat_p[at]), piece.key.take(flat_p[at + 1]), piece.key.take(value_p)
+            q, k, v = piece.query.take(flat_p[at]), part.take(flat_p[at + 1]), piece.key.take(value_p)
             out, grad, lse = (piece.query.take(x).contiguous() for x in (merged, grad_p, total))
             parts = _backward(grad, q, k, v, out, lse, 0.0, piece.causal, scale=ctx.scalings[piece.band])
-            for target, part, found in zip(
+            for target, where, found in zip(
                 (collected[at + 1], collected[at + 2], collected[0]),
-                (piece.query, piece.key, piece.key),
+                (piece.query, part, piece.key),
                 parts,
                 strict=True,
             ):
-                part.view(target).add_(part.shaped(found, value.shape[0]))
-        return (None, None, *(x[:, :, :length].to(value.dtype) for x in collected))
+                where.view(target).add_(where.shaped(found, value.shape[0]))
+        cut = [x[:, :, : held.shape[2]].to(value.dtype) for x, held in zip(collected, (value, *flat), strict=True)]
+        return (None, None, None, *cut)
 
 
-def _pad(x: Tensor, room: int) -> Tensor:
-    return torch.nn.functional.pad(x, (0, 0, 0, room)) if room > 0 else x
+def _padded(plan: list[Piece], held: list[Part], value: Tensor, flat: Sequence[Tensor]) -> list[Tensor]:
+    """Values, queries and keys with room for whole blocks at their end; all queries get the same."""
+    query = max(flat[0].shape[2], *(piece.query.end for piece in plan))
+    found = [_pad(value, max(piece.key.end for piece in plan))]
+    for index, x in enumerate(flat):
+        ends = [part.end for piece, part in zip(plan, held, strict=True) if piece.band == index // 2]
+        found.append(_pad(x, max(ends, default=0) if index % 2 else query))
+    return found
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    return torch.nn.functional.pad(x, (0, 0, 0, length - x.shape[2])) if length > x.shape[2] else x
 
 
 def _merge(part: Part, merged: Tensor, total: Tensor, out: Tensor, lse: Tensor) -> None:

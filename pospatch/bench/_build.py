@@ -42,7 +42,8 @@ def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
     config = getattr(transformers, SHAPES[name][0])(**SHAPES[name][1])
     if layers is not None:
         config.num_hidden_layers = layers
-    config.max_position_embeddings = max(config.max_position_embeddings, length + 8)
+    if not hasattr(config, "rope_parameters"):  # a table must reach; a rotary model stays trained as long as it is
+        config.max_position_embeddings = max(config.max_position_embeddings, length + 8)
     for option in ("attn_pdrop", "resid_pdrop", "embd_pdrop"):
         if hasattr(config, option):
             setattr(config, option, 0.0)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pospatch.attention._mask import additive
+from pospatch.attention._mask import additive, triangle
 from pospatch.attention.bands import banded_logits
-from pospatch.attention.flash import banded_flash, pieces
+from pospatch.attention.flash import banded_flash, pieces, reach
 from pospatch.engine._reindex import form_of, rotated
 from pospatch.methods._base import Band, Bands
 
@@ -124,21 +124,26 @@ def _lined_up(call: Call, positions: Tensor, mask: Any) -> bool:
 
 
 def flash(
-    query: Tensor, key: Tensor, value: Tensor, call: Call, causal: bool, scaling: float, kwargs: dict[str, Any]
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Any,
+    call: Call,
+    causal: bool,
+    scaling: float,
+    kwargs: dict[str, Any],
 ) -> Tensor | None:
     """The output (batch, query, heads, d) from the CPU's flash kernel, or None where the call needs the logits themselves.
 
-    The kernel takes consecutive tokens under a plain causal triangle: no padding mask, window, softcap, sink or dropout, and
-    no earlier keys in a cache.
+    The kernel takes consecutive tokens, the last of which are the queries, under a plain causal triangle: no padding mask,
+    window, softcap, sink or dropout.
     """
     state = call.state
     method = _bands(state)
     plain = (
-        causal
-        and state.geometry.causal
+        state.geometry.causal
         and not torch.compiler.is_compiling()
         and query.device.type == "cpu"
-        and query.shape[2] == key.shape[2]
         and query.shape[-1] == value.shape[-1]
         and type(method).visible is Bands.visible
         and not kwargs.get("dropout")
@@ -146,20 +151,20 @@ def flash(
     )
     if not plain:
         return None
-    bands = method.bands(state.geometry)
-    start = _start(call.positions)
-    if start is None or (start and any(band.unit > 1 for band in bands)):
+    bands, positions = method.bands(state.geometry), call.key_positions(key.shape[2])
+    if not triangle(mask, causal, call.positions, positions):
         return None
-    plan = pieces(bands, query.shape[2])
+    if any(band.unit > 1 for band in bands) and int(positions[0, 0]):
+        return None
+    plan = pieces(bands, query.shape[2], key.shape[2])
     if plan is None:
         return None
     used = {piece.band for piece in plan}
     query, key = state.paired(query), _paired(call, key)
-    everything = slice(0, key.shape[2])
     turned = [
         (
             rotated(state, query, band.query(call.positions)),
-            form_of(call, key, bands, band, call.positions, everything),
+            form_of(call, key, bands, band, positions, reach(plan, index)),
         )
         if index in used
         else (query, key)
@@ -176,10 +181,3 @@ def _paired(call: Call, key: Tensor) -> Tensor:
 def _bands(state: State) -> Bands:
     assert isinstance(state.score, Bands)
     return state.score
-
-
-def _start(positions: Tensor) -> int | None:
-    """The first position where all rows count up by one from it, else None."""
-    start = int(positions[0, 0])
-    count = torch.arange(start, start + positions.shape[1], device=positions.device)
-    return start if bool((positions == count).all()) else None

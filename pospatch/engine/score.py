@@ -180,7 +180,7 @@ def _own(
     if base == "sdpa":
         output = _banded.step(query, key, value, mask, call, scaling, kwargs)
         if output is None:
-            output = _banded.flash(query, key, value, call, causal, scaling, kwargs)
+            output = _banded.flash(query, key, value, mask, call, causal, scaling, kwargs)
         if output is not None:
             return output, None
     key_positions = call.key_positions(keys)
