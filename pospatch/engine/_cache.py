@@ -47,7 +47,7 @@ class CacheView:
         if self._is_latent(key_states):
             return self._keep_latent(key_states, value_states, layer_idx, *args, **kwargs)
         if state.early and not state.proof:
-            key_states = state.rotate(key_states, call.positions, "key")
+            key_states = call.rotate(key_states, call.positions, "key")
             call.keys_done = True
         elif not state.proof and (band := stored_form(state)) is not None:
             key_states = rotated(state, state.paired(key_states), band.key(call.positions))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pospatch.methods._base import Band, Bands, Rotary, apply_rotation
+from pospatch.methods._base import Band, Bands, apply_rotation
 
 if TYPE_CHECKING:
     from pospatch.engine._state import Call, State
@@ -30,11 +30,7 @@ def stored_form(state: State) -> Band | None:
         return None
     bands = state.score.bands(state.geometry)
     one_map = all(band.key is bands[-1].key for band in bands)
-    return bands[-1] if one_map or _plain(type(rotary)) else None
-
-
-def _plain(kind: type[Rotary]) -> bool:
-    return kind.rotate is Rotary.rotate and kind.cos_sin is Rotary.cos_sin
+    return bands[-1] if one_map or rotary.plain else None
 
 
 def rotated(state: State, x: Tensor, positions: Tensor) -> Tensor:

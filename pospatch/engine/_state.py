@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn as nn
@@ -12,13 +12,21 @@ from torch import Tensor
 from pospatch.engine._given import Given
 from pospatch.engine._layout import paired
 from pospatch.geometry import Geometry
-from pospatch.methods._base import Bands, Contextual, Method, Norm, QueryScale, Rotary
+from pospatch.methods._base import Bands, Contextual, Method, Norm, QueryScale, Rotary, apply_rotation, turns
 
 if TYPE_CHECKING:
     from pospatch.engine._door import Door
     from pospatch.engine.positions import Reindex
 
 __all__ = ["Call", "State"]
+
+
+class Turns(NamedTuple):
+    """Positions (batch or 1, length), and the cosines and sines of their angles."""
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
 
 
 class State(nn.Module):
@@ -46,6 +54,7 @@ class State(nn.Module):
         self.silenced = silenced  # arguments that bring native positions, to be zeroed
         self.proof = False  # only during the proof: attend both ways with nothing of ours
         self.reached = False
+        self.frequencies: dict[torch.device, tuple[Tensor, float]] = {}  # of the rotation put here
         self.spectrum: tuple[Any, ...] | None = None  # of the rotation here, looked up once
         self.reindex: Reindex | None = None  # which positions are read here, where an Index method chooses them
         self.door: Door | None = None  # where the call says what this module is not handed
@@ -92,13 +101,37 @@ class State(nn.Module):
         return self(slot) if self._parameters else {}
 
     def rotate(
-        self, x: Tensor, positions: Tensor, side: str, length: Tensor | None = None, geometry: Geometry | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        side: str,
+        length: Tensor | None = None,
+        geometry: Geometry | None = None,
+        shared: list[Turns] | None = None,
     ) -> Tensor:
-        """Rotate q or k of this layer, whatever order the host keeps the pairs in."""
+        """Rotate q or k of this layer, whatever order the host keeps the pairs in; what turns one is left in `shared` for the
+        other, which may stand at the same positions."""
         rotary = self.rotary
         assert rotary is not None  # only asked where something rotates
         geometry = self.geometry if geometry is None else geometry
-        return rotary.rotate(self.paired(x), positions, side, self.weights_of("rotary"), geometry, length)
+        if length is not None or not rotary.plain:
+            return rotary.rotate(self.paired(x), positions, side, self.weights_of("rotary"), geometry, length)
+        shared = [] if shared is None else shared
+        if not (shared and shared[0].positions is positions and shared[0].cos.dtype == x.dtype):
+            shared[:] = [Turns(positions, *self._cos_sin(positions, x.dtype, geometry))]
+        return apply_rotation(self.paired(x), shared[0].cos, shared[0].sin)
+
+    def _cos_sin(self, positions: Tensor, dtype: torch.dtype, geometry: Geometry) -> tuple[Tensor, Tensor]:
+        """`Rotary.cos_sin` of this layer; frequencies that no length changes are made once a device."""
+        rotary = self.rotary
+        assert rotary is not None  # as above
+        if geometry is not self.geometry or torch.compiler.is_compiling():
+            return rotary.cos_sin(positions, geometry, dtype)
+        device = positions.device
+        if device not in self.frequencies:
+            inv_freq, amplitude = rotary.frequencies(geometry)
+            self.frequencies[device] = inv_freq.to(device=device, dtype=torch.float32), amplitude
+        return turns(*self.frequencies[device], positions, dtype)
 
     def paired(self, x: Tensor) -> Tensor:
         """The rotated pairs moved to (i, i + half) of the first dimensions."""
@@ -134,6 +167,8 @@ class Call:
         offset: index of the first key that the cache returns.
         hidden: hidden states that entered the module, (batch, query, width).
         keys_done: set by the cache view when it has rotated the new keys.
+        record: positions of all cached keys, where they are needed.
+        turns: what the last rotation turned by.
     """
 
     state: State
@@ -146,9 +181,14 @@ class Call:
     hidden: Tensor | None = None
     keys_done: bool = False
     record: Tensor | None = field(default=None, repr=False)
+    turns: list[Turns] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.geometry = self.geometry or self.state.geometry
+
+    def rotate(self, x: Tensor, positions: Tensor, side: str) -> Tensor:
+        """q or k by angles that no length changes; at the same positions they share cos and sin."""
+        return self.state.rotate(x, positions, side, geometry=self.geometry, shared=self.turns)
 
     def key_positions(self, keys: int) -> Tensor:
         """Positions (batch or 1, key) of all keys of this call."""

@@ -73,10 +73,10 @@ def _rotated(query: Tensor, key: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     if state.rotary is None or isinstance(state.score, Bands):
         return query, key
     if state.early:
-        query = state.rotate(query, call.positions, "query", geometry=call.geometry)
+        query = call.rotate(query, call.positions, "query")
         if call.keys_done:
             return query, key
-        return query, state.rotate(key, call.key_positions(key.shape[2]), "key", geometry=call.geometry)
+        return query, call.rotate(key, call.key_positions(key.shape[2]), "key")
     length = call.positions.max(dim=1, keepdim=True).values + 1
     return (
         state.rotate(query, call.positions, "query", length),

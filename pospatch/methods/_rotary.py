@@ -11,7 +11,7 @@ from pospatch.errors import UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
 from pospatch.methods._method import Method, Weights
 
-__all__ = ["Rotary", "Scaling", "apply_rotation", "needs_fixed"]
+__all__ = ["Rotary", "Scaling", "apply_rotation", "needs_fixed", "turns"]
 
 
 class Rotary(Method):
@@ -47,6 +47,12 @@ class Rotary(Method):
         """The length in tokens that the model is meant to read afterwards, or None where it stays."""
         return None
 
+    @property
+    def plain(self) -> bool:
+        """True where `rotate` is the rotation by `frequencies` and nothing else."""
+        kind = type(self)
+        return kind.rotate is Rotary.rotate and kind.cos_sin is Rotary.cos_sin
+
     def rotate(
         self,
         x: Tensor,
@@ -69,12 +75,16 @@ class Rotary(Method):
     ) -> tuple[Tensor, Tensor]:
         """cos and sin of the angles times the amplitude, (batch, 1, length, 2 * half); computed in float32, cast last."""
         inv_freq, amplitude = self.frequencies(geometry, length)
-        inv_freq = inv_freq.to(device=positions.device, dtype=torch.float32)
-        if inv_freq.dim() == 2:
-            inv_freq = inv_freq[:, None, :]
-        angles = positions[..., None].float() * inv_freq
-        angles = torch.cat((angles, angles), dim=-1)[:, None]
-        return (angles.cos() * amplitude).to(dtype), (angles.sin() * amplitude).to(dtype)
+        return turns(inv_freq.to(device=positions.device, dtype=torch.float32), amplitude, positions, dtype)
+
+
+def turns(inv_freq: Tensor, amplitude: float, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`Rotary.cos_sin` of frequencies that are float32 and at their place."""
+    if inv_freq.dim() == 2:
+        inv_freq = inv_freq[:, None, :]
+    angles = positions[..., None].float() * inv_freq
+    angles = torch.cat((angles, angles), dim=-1)[:, None]
+    return (angles.cos() * amplitude).to(dtype), (angles.sin() * amplitude).to(dtype)
 
 
 def apply_rotation(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
