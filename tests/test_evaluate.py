@@ -6,6 +6,7 @@ import json
 import math
 import random
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 import torch
@@ -187,7 +188,7 @@ def test_losses_that_are_not_finite_are_null_in_json(tokenizer, tmp_path):
 @pytest.mark.parametrize("depth", [0.0, 0.3, 0.5, 1.0, None])
 def test_passkey_prompts_have_the_exact_length(tokenizer, length, depth):
     length += 200  # one token a character
-    prompt = passkey_task.Prompt.for_tokenizer(tokenizer, length)
+    prompt = passkey_task.Prompt.for_tokenizer(tokenizer)
     ids, answer = prompt.build(length, depth, "24680")
     text = tokenizer.decode(ids)
     assert len(ids) + len(answer) == length
@@ -205,7 +206,7 @@ def test_passkey_prompts_have_the_exact_length(tokenizer, length, depth):
 
 def test_passkey_forced_reads_the_places_before_the_digits(model, tokenizer):
     reader = Reader(model, tokenizer, "forced")
-    ids, answer = passkey_task.Prompt.for_tokenizer(tokenizer, 400).build(400, 0.5, "13579")
+    ids, answer = passkey_task.Prompt.for_tokenizer(tokenizer).build(400, 0.5, "13579")
     with torch.no_grad():
         logits = model(torch.tensor([ids + answer])).logits[0]
     assert reader._forced(ids, answer, lambda: None) == logits[-6:-1].argmax(-1).tolist()
@@ -235,11 +236,25 @@ def test_passkey_generate_agrees_with_forced(model, tokenizer):
     rights = [[row["right"] for row in result.rows] for result in both]
     assert rights[0] == rights[1]
     with torch.no_grad():
-        prompt = passkey_task.Prompt.for_tokenizer(tokenizer, 420)
+        prompt = passkey_task.Prompt.for_tokenizer(tokenizer)
         ids, answer = prompt.build(420, 0.25, both[1].rows[0]["answers"][0]["key"])
         first = model(torch.tensor([ids])).logits[0, -1].argmax().item()
     assert both[1].rows[0]["answers"][0]["said"][:1] == tokenizer.decode([first])[:1]
     assert len(answer) == 5
+
+
+def test_a_picture_that_cannot_be_written_leaves_the_numbers(model, tokenizer, tmp_path, monkeypatch):
+    write = Path.write_bytes
+
+    def full(path, content):
+        if path.name.startswith(".r.png"):
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BadOption, match=r"r\.png cannot be written: No space left"):
+        evaluate.passkey(model, tokenizer, lengths=420, depths=1, trials=1, path=tmp_path / "r", progress=False)
+    assert Result.load(tmp_path / "r.json")[0].task == "passkey"
 
 
 def test_passkey_refuses_a_tokenizer_that_merges_the_key(model):
@@ -250,13 +265,14 @@ def test_passkey_refuses_a_tokenizer_that_merges_the_key(model):
             return {"input_ids": [hash(text) % 997] if text else []}
 
     with pytest.raises(UnsupportedHost, match="merges the key"):
-        passkey_task.Prompt.for_tokenizer(Whole(), 500)
+        passkey_task.Prompt.for_tokenizer(Whole())
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"lengths": 200}, BadOption, "needs .* tokens"),
+        ({"lengths": 10**9}, BadOption, "GiB are free"),
         ({"depths": [1.5]}, BadOption, "from 0"),
         ({"depths": 0}, BadOption, "at least 1"),
         ({"depths": "all"}, BadOption, "count or a list"),

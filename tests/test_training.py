@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 import pospatch
 from pospatch.errors import BadOption, BadOptionType, CheckpointError, UnknownName, UnsupportedHost
-from pospatch.training import loss, tuning
+from pospatch.training import disk, loss, tuning
 from pospatch.training.arguments import parse
 from pospatch.training.callbacks import MetricsFile
 from pospatch.training.data import load
@@ -341,6 +341,41 @@ def test_a_checkpoint_that_a_kill_cut_short_is_passed_by(tmp_path: Path, cut: st
     assert f"resuming from {out / 'checkpoint-3'}" in capsys.readouterr().out
     assert _losses(out) == losses
     assert all(torch.equal(value, weights[name]) for name, value in _weights(out).items())
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_free", lambda folder: 1000)
+    with pytest.raises(BadOption, match=r"need about .* GiB and .* are free there"):
+        _run(tmp_path)
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+
+
+def test_a_disk_that_fills_up_ends_a_run_that_can_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, room = _run(tmp_path / "whole"), iter((2**40, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(disk, "_free", lambda folder: next(room))
+        patch.setattr(torch, "save", _fails_in("checkpoint-6", torch.save))
+        with pytest.raises(BadOption, match=r"is full; free some of it, and the same command goes on"):
+            _run(tmp_path / "cut")
+        patch.setattr(disk, "_free", lambda folder: 2**40)
+        with pytest.raises(RuntimeError, match="unexpected pos"):  # what has another reason stays as it is
+            _run(tmp_path / "other")
+    cut = _run(tmp_path / "cut")
+    assert _losses(cut) == _losses(whole)
+    assert all(torch.equal(value, _weights(whole)[name]) for name, value in _weights(cut).items())
+
+
+def _fails_in(folder: str, save: Any) -> Any:
+    """A write as libtorch reports it where a disk ends."""
+
+    def failing(content: Any, path: Any, *args: Any, **kwargs: Any) -> None:
+        if folder in str(path):
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 188864 vs 188752")
+        save(content, path, *args, **kwargs)
+
+    return failing
 
 
 def test_the_merged_model_and_the_adapter_say_the_same(tmp_path: Path) -> None:

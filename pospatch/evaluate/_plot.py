@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pospatch.errors import BadOption, PospatchError
+from pospatch.evaluate._result import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -177,10 +179,10 @@ def figure(width: float, height: float) -> Figure:
 
 
 def save_figure(sheet: Figure, path: Path) -> Path:
-    """Write a figure as PNG, making the folder where needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.savefig(path, format="png", facecolor="white")
-    return path
+    """Write a figure as PNG, making the folder where needed; errors as of `write_bytes`."""
+    held = BytesIO()
+    sheet.savefig(held, format="png", facecolor="white")
+    return write_bytes(path, held.getvalue())
 
 
 def draw_perplexity(axes: Axes, results: Sequence[Result]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pospatch.errors import BadOption, UnsupportedHost
 
-__all__ = ["Cells", "Result", "compare", "describe_model", "versions", "write_json", "write_text"]
+__all__ = ["Cells", "Result", "compare", "describe_model", "versions", "write_bytes", "write_json", "write_text"]
 
 _PACKAGES = ("pospatch", "torch", "transformers", "tokenizers")
 
@@ -90,8 +90,8 @@ def compare(results: Sequence[Result], path: str | os.PathLike[str]) -> tuple[Pa
 
     base = Path(path)
     base = base.with_suffix("") if base.suffix in (".json", ".png") else base
-    picture = plot(results, base.with_name(base.name + ".png"))
-    return write_json(base.with_name(base.name + ".json"), {"results": [each.to_dict() for each in results]}), picture
+    written = write_json(base.with_name(base.name + ".json"), {"results": [each.to_dict() for each in results]})
+    return written, plot(results, base.with_name(base.name + ".png"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
@@ -100,7 +100,12 @@ def write_json(path: Path, content: dict[str, Any]) -> Path:
 
 
 def write_text(path: Path, content: str) -> Path:
-    """Write a text file atomically.
+    """Write a text file atomically; errors as of `write_bytes`."""
+    return write_bytes(path, content.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write a file atomically.
 
     Raises:
         BadOption: it cannot be written: the disk is full, or the folder is not ours.
@@ -108,7 +113,7 @@ def write_text(path: Path, content: str) -> Path:
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(content, encoding="utf-8")
+        beside.write_bytes(content)
         beside.replace(path)
     except OSError as error:
         beside.unlink(missing_ok=True)

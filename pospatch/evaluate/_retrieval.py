@@ -67,8 +67,8 @@ def grid(
     """
     _check(protocol, trials, controls)
     started = time.monotonic()
-    build(lengths[0], 0.5, random.Random(0))  # a prompt that has no room raises here, before the model is asked
     refuse_too_long(model, lengths[-1])
+    build(lengths[0], 0.5, random.Random(0))  # a prompt that has no room raises here, before the model is asked
     label, record = describe_model(model)
     options = {"depths": depths, "trials": trials, "controls": controls, **options}
     run = {"task": task, "protocol": protocol, "model": record, "options": options, "seed": seed, "text": text}

@@ -67,7 +67,7 @@ def passkey(
     wanted, places = positive_lengths(lengths, _LEAST), depth_list(depths)
     if not isinstance(digits, int) or isinstance(digits, bool) or not 1 <= digits <= 18:
         raise BadOption(f"digits must be an integer from 1 to 18, got {digits!r}")
-    prompt = Prompt.for_tokenizer(tokenizer, wanted[0], digits)
+    prompt = Prompt.for_tokenizer(tokenizer, digits)
 
     def build(length: int, depth: float | None, chance: random.Random) -> Question:
         key = str(chance.randrange(10 ** (digits - 1), 10**digits))
@@ -102,19 +102,17 @@ class Prompt:
     space: str
 
     @classmethod
-    def for_tokenizer(cls, tokenizer: Any, shortest: int, digits: int = 5) -> Prompt:
+    def for_tokenizer(cls, tokenizer: Any, digits: int = 5) -> Prompt:
         """The wording whose answer this tokenizer keeps apart from the question.
 
         Raises:
             UnsupportedHost: it merges the key's first digit with the question, so no exact answer exists.
-            BadOption: the shortest length has no room for the prompt.
         """
         prefix, filler = prefix_of(tokenizer), sentences(tokenizer)
         keys = [("98765432" * 3)[start : start + digits] for start in range(3)]
         for asked, space in ((_QUESTION + " ", ""), (_QUESTION, " ")):
             prompt = cls(tokenizer=tokenizer, prefix=prefix, filler=filler, asked=asked, space=space)
             if all(prompt.separate(key) for key in keys):
-                prompt.build(shortest, 0.5, keys[0])
                 return prompt
         raise UnsupportedHost(
             f"{type(tokenizer).__name__} merges the key with the question before it, so the "

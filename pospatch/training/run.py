@@ -14,7 +14,7 @@ from transformers import set_seed
 from pospatch.errors import BadOption, PospatchError
 from pospatch.evaluate._result import write_json, write_text
 from pospatch.training import data as packing
-from pospatch.training import graft, measure, plan, probe, processes, resume, tuning
+from pospatch.training import disk, graft, measure, plan, probe, processes, resume, tuning
 from pospatch.training import loss as slices
 from pospatch.training.arguments import Arguments, parse
 from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal
@@ -86,11 +86,13 @@ class Run:
     def carry_out(self) -> dict[str, Any]:
         """All of it."""
         self._say_plan()
+        disk.check(self.arguments, self.model, self.folder)
         if self.checkpoint is not None:
             self._say(f"resuming from {self.checkpoint}")
         started = time.monotonic()
         try:
-            self.trainer.train(resume_from_checkpoint=self.checkpoint)
+            with disk.watched(self.folder):
+                self.trainer.train(resume_from_checkpoint=self.checkpoint)
         finally:
             self.signals.restore()
         seconds = round(time.monotonic() - started, 2)
@@ -113,7 +115,8 @@ class Run:
             "data": self.data.record,
             "checkpoint": str(self.folder / "model"),
         }
-        self._save()
+        with disk.watched(self.folder):
+            self._save()
         self._write(write_json, "results.json", results)
         return results
 

@@ -15,6 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.errors import BadOptionType
+from pospatch.evaluate._plot import save_figure
 from pospatch.evaluate._result import write_json
 from pospatch.training.arguments import Parser, parsed
 from pospatch.training.options import entry, structure
@@ -138,4 +139,4 @@ def draw(path: Path, curves: Sequence[Curve], *, title: str, across: str, up: st
         figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     else:
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path)
+    save_figure(figure, path)
