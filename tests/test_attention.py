@@ -155,6 +155,8 @@ def test_triangle_tells_plain_calls_from_others() -> None:
         assert triangle(mask, mask is None, where, where) is want
     assert triangle(None, False, where, where) is False
     assert triangle(lower[:, :, 4:], False, where[:, 4:], where) is True
+    learnt = torch.zeros_like(lower, dtype=torch.float32).requires_grad_()
+    assert triangle(learnt, False, where, where) is None  # its gradient is wanted
     padded, biased_mask = lower.clone(), added.clone()
     padded[..., 0] = False
     biased_mask[0, 0, 5, 2] = -1.0

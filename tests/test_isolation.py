@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import io
 import subprocess
 import sys
 import weakref
@@ -14,6 +16,7 @@ import torch
 
 import pospatch
 from pospatch.engine import _patch
+from pospatch.engine._state import State
 from pospatch.errors import AlreadyPatched, NotPatched, SeamChanged
 from tests import cells, tiny
 from tests.test_engine import assert_same, snapshot
@@ -47,6 +50,22 @@ def test_threads_on_one_model(host: str, method: str) -> None:
             for _ in range(3):
                 found = list(pool.map(lambda batch: _without_grad(model, batch), batches))
                 assert all(torch.equal(got, want) for got, want in zip(found, wanted, strict=True))
+
+
+def test_a_copy_makes_its_own_frequencies() -> None:
+    """Those of the original may be on a device that the copy is not on, or made in inference mode."""
+    model, tokens = tiny.build("gpt2"), tiny.ids()
+    with torch.inference_mode():
+        wanted = tiny.logits(pospatch.apply(model, "rope"), tokens)
+    held = io.BytesIO()
+    torch.save(model, held)
+    held.seek(0)
+    for other in (copy.deepcopy(model), torch.load(held, weights_only=False)):
+        states = [module for module in other.modules() if isinstance(module, State)]
+        assert states
+        assert not any(state.frequencies for state in states)
+        assert torch.equal(tiny.logits(other, tokens), wanted)
+        assert all(not x.is_inference() for state in states for x, _ in state.frequencies.values())
 
 
 def _without_grad(model: Any, batch: torch.Tensor) -> torch.Tensor:
@@ -143,8 +162,6 @@ def test_a_dropped_model_is_freed(host: str, method: str) -> None:
 
 
 def test_two_hundred_times_on_and_off_leave_nothing() -> None:
-    from pospatch.engine._state import State
-
     def states() -> int:
         gc.collect()
         return sum(isinstance(item, State) for item in gc.get_objects())

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 import pospatch
@@ -357,22 +358,29 @@ def test_a_disk_that_fills_up_ends_a_run_that_can_go_on(tmp_path: Path, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(disk, "_free", lambda folder: next(room))
         patch.setattr(torch, "save", _fails_in("checkpoint-6", torch.save))
-        with pytest.raises(BadOption, match=r"is full; free some of it, and the same command goes on"):
+        with pytest.raises(BadOption, match=r"is full \(.*free some of it, and the same command goes on"):
             _run(tmp_path / "cut")
         patch.setattr(disk, "_free", lambda folder: 2**40)
         with pytest.raises(RuntimeError, match="unexpected pos"):  # what has another reason stays as it is
             _run(tmp_path / "other")
+        for error in (SafetensorError("I/O error: No space left on device (os error 28)"), OSError(28, "full")):
+            patch.setattr(torch, "save", _fails_in("checkpoint-6", torch.save, error))
+            with pytest.raises(BadOption, match="is full"):
+                _run(tmp_path / type(error).__name__)
     cut = _run(tmp_path / "cut")
     assert _losses(cut) == _losses(whole)
     assert all(torch.equal(value, _weights(whole)[name]) for name, value in _weights(cut).items())
 
 
-def _fails_in(folder: str, save: Any) -> Any:
-    """A write as libtorch reports it where a disk ends."""
+LIBTORCH = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 188864 vs 188752")
+
+
+def _fails_in(folder: str, save: Any, error: Exception = LIBTORCH) -> Any:
+    """A write as a library reports it where a disk ends."""
 
     def failing(content: Any, path: Any, *args: Any, **kwargs: Any) -> None:
         if folder in str(path):
-            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 188864 vs 188752")
+            raise error
         save(content, path, *args, **kwargs)
 
     return failing

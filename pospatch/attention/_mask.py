@@ -29,7 +29,7 @@ def triangle(mask: Any, causal: bool, query_positions: Tensor, key_positions: Te
         return None
     if mask is None:
         return None if causal and keys > queries else causal  # the triangle of no mask is aligned upper left
-    if mask.shape[-2:] != (queries, keys):
+    if mask.shape[-2:] != (queries, keys) or mask.requires_grad:
         return None
     seen = mask if mask.dtype == torch.bool else mask == 0
     if mask.dtype != torch.bool and not bool((seen | (mask <= torch.finfo(mask.dtype).min / 2)).all()):

@@ -119,10 +119,11 @@ def _opposite(index: int, first: int, begin: int, count: int, size: int) -> list
 def _chunks(index: int, band: Band, queries: int, keys: int) -> list[Piece] | None:
     unit, back, before = band.unit, band.start, keys - queries
     if band.stop is None:
-        blocks = range(max(back, before // unit), -(-keys // unit)) if back else None
-        return None if blocks is None else [
-            Piece(index, _rows(block, unit, before, keys), _slice(0, (block - back + 1) * unit), False) for block in blocks
-        ]  # fmt: skip
+        if not back:  # the chunk of a query itself has a triangle
+            return None
+        blocks = range(max(back, before // unit), -(-keys // unit))
+        rows = [(_rows(block, unit, before, keys), (block - back + 1) * unit) for block in blocks]
+        return [Piece(index, query, _slice(0, stop), False) for query, stop in rows]
     if band.stop != back + 1:
         return None
     found, full = [], range(max(back, -(-before // unit)), keys // unit)
@@ -211,7 +212,7 @@ class _Banded(torch.autograd.Function):
                 strict=True,
             ):
                 where.view(target).add_(where.shaped(found, value.shape[0]))
-        cut = [x[:, :, : held.shape[2]].to(value.dtype) for x, held in zip(collected, (value, *flat), strict=True)]
+        cut = [x[:, :, : given.shape[2]].to(value.dtype) for x, given in zip(collected, (value, *flat), strict=True)]
         return (None, None, None, *cut)
 
 

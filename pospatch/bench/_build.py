@@ -16,7 +16,7 @@ Work = Callable[[], object]
 
 
 def build(cell: Cell, longest: int | None = None) -> Work:
-    """The work of a cell, with everything it needs already made; `longest` where a model must reach further."""
+    """The work of a cell, with everything it needs already made; `longest` where a table must reach further."""
     if cell.level == "attention":
         from pospatch.bench._layer import layer_work
 
@@ -25,7 +25,7 @@ def build(cell: Cell, longest: int | None = None) -> Work:
 
 
 def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
-    """A model of a named shape with random weights, long enough for `length`; or a real one."""
+    """A model of a named shape with random weights, its table long enough for `length`; or a real one."""
     import transformers
 
     import pospatch

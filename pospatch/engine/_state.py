@@ -12,7 +12,7 @@ from torch import Tensor
 from pospatch.engine._given import Given
 from pospatch.engine._layout import paired
 from pospatch.geometry import Geometry
-from pospatch.methods._base import Bands, Contextual, Method, Norm, QueryScale, Rotary, apply_rotation, turns
+from pospatch.methods._base import Bands, Contextual, Method, Norm, QueryScale, Rotary, apply_rotation, cos_sin_of
 
 if TYPE_CHECKING:
     from pospatch.engine._door import Door
@@ -128,10 +128,18 @@ class State(nn.Module):
         if geometry is not self.geometry or torch.compiler.is_compiling():
             return rotary.cos_sin(positions, geometry, dtype)
         device = positions.device
-        if device not in self.frequencies:
-            inv_freq, amplitude = rotary.frequencies(geometry)
-            self.frequencies[device] = inv_freq.to(device=device, dtype=torch.float32), amplitude
-        return turns(*self.frequencies[device], positions, dtype)
+        found = self.frequencies.get(device)
+        if found is None:
+            with torch.inference_mode(False):
+                inv_freq, amplitude = rotary.frequencies(geometry)
+                found = inv_freq.to(device=device, dtype=torch.float32), amplitude
+            if type(found[0]) is Tensor:  # what stands for a tensor in a trace is gone with the trace
+                self.frequencies[device] = found
+        return cos_sin_of(*found, positions, dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Frequencies are made again where a copy stands, which may be another device."""
+        return {**super().__getstate__(), "frequencies": {}}
 
     def paired(self, x: Tensor) -> Tensor:
         """The rotated pairs moved to (i, i + half) of the first dimensions."""
@@ -168,7 +176,7 @@ class Call:
         hidden: hidden states that entered the module, (batch, query, width).
         keys_done: set by the cache view when it has rotated the new keys.
         record: positions of all cached keys, where they are needed.
-        turns: what the last rotation turned by.
+        turned: what the last rotation turned by.
     """
 
     state: State
@@ -181,14 +189,14 @@ class Call:
     hidden: Tensor | None = None
     keys_done: bool = False
     record: Tensor | None = field(default=None, repr=False)
-    turns: list[Turns] = field(default_factory=list, repr=False)
+    turned: list[Turns] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.geometry = self.geometry or self.state.geometry
 
     def rotate(self, x: Tensor, positions: Tensor, side: str) -> Tensor:
         """q or k by angles that no length changes; at the same positions they share cos and sin."""
-        return self.state.rotate(x, positions, side, geometry=self.geometry, shared=self.turns)
+        return self.state.rotate(x, positions, side, geometry=self.geometry, shared=self.turned)
 
     def key_positions(self, keys: int) -> Tensor:
         """Positions (batch or 1, key) of all keys of this call."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "COLOURS",
     "GREY",
+    "check_kind",
     "draw_changes",
     "draw_correlations",
     "draw_curves",
@@ -50,11 +51,20 @@ def plot(results: Sequence[Result], path: Path) -> Path:
     Raises:
         BadOption: no results, or of different tasks or protocols.
     """
+    check_kind(results)
+    task = importlib.import_module(f"pospatch.evaluate.{results[0].task}")
+    return save_figure(task.draw(results), path)
+
+
+def check_kind(results: Sequence[Result]) -> None:
+    """Refuse what must not share a picture.
+
+    Raises:
+        BadOption: no results, or of different tasks or protocols.
+    """
     kinds = {(each.task, each.protocol) for each in results}
     if len(kinds) != 1:
         raise BadOption(f"one picture shows results of one task and protocol, got {sorted(kinds) or 'none'}")
-    task = importlib.import_module(f"pospatch.evaluate.{results[0].task}")
-    return save_figure(task.draw(results), path)
 
 
 def draw_heatmaps(results: Sequence[Result]) -> Figure:

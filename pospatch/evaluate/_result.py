@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,9 @@ def compare(results: Sequence[Result], path: str | os.PathLike[str]) -> tuple[Pa
     Raises:
         BadOption: none, or of different tasks or protocols, whose numbers must not share a picture.
     """
-    from pospatch.evaluate._plot import plot
+    from pospatch.evaluate._plot import check_kind, plot
+
+    check_kind(results)
 
     base = Path(path)
     base = base.with_suffix("") if base.suffix in (".json", ".png") else base
@@ -116,7 +119,8 @@ def write_bytes(path: Path, content: bytes) -> Path:
         beside.write_bytes(content)
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise BadOption(f"{path} cannot be written: {error.strerror}; what was finished before is kept") from error
     return path
 

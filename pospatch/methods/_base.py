@@ -14,7 +14,7 @@ from typing import ClassVar
 from pospatch.methods._absolute import Embedding, Forward, Index
 from pospatch.methods._contextual import Block, Contextual, SummedBias, SummedRotation
 from pospatch.methods._method import Method, Weights
-from pospatch.methods._rotary import Rotary, Scaling, apply_rotation, turns
+from pospatch.methods._rotary import Rotary, Scaling, apply_rotation, cos_sin_of
 from pospatch.methods._score import Band, Bands, Bias, Fold, Norm, QueryScale
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "SummedRotation",
     "Weights",
     "apply_rotation",
-    "turns",
+    "cos_sin_of",
 ]
 
 

@@ -11,7 +11,7 @@ from pospatch.errors import UnsupportedHost
 from pospatch.geometry import Geometry, Rotation
 from pospatch.methods._method import Method, Weights
 
-__all__ = ["Rotary", "Scaling", "apply_rotation", "needs_fixed", "turns"]
+__all__ = ["Rotary", "Scaling", "apply_rotation", "cos_sin_of", "needs_fixed"]
 
 
 class Rotary(Method):
@@ -75,10 +75,10 @@ class Rotary(Method):
     ) -> tuple[Tensor, Tensor]:
         """cos and sin of the angles times the amplitude, (batch, 1, length, 2 * half); computed in float32, cast last."""
         inv_freq, amplitude = self.frequencies(geometry, length)
-        return turns(inv_freq.to(device=positions.device, dtype=torch.float32), amplitude, positions, dtype)
+        return cos_sin_of(inv_freq.to(device=positions.device, dtype=torch.float32), amplitude, positions, dtype)
 
 
-def turns(inv_freq: Tensor, amplitude: float, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def cos_sin_of(inv_freq: Tensor, amplitude: float, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """`Rotary.cos_sin` of frequencies that are float32 and at their place."""
     if inv_freq.dim() == 2:
         inv_freq = inv_freq[:, None, :]

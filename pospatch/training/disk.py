@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pospatch.errors import BadOption
+from pospatch.errors import BadOption, PospatchError
 from pospatch.training.arguments import Arguments
 
 __all__ = ["check", "needed", "watched"]
 
-FULL = 2**20  # bytes left of a disk whose end a write has met: what did not fit is larger
+FULL = 2**20  # bytes left of a disk that libtorch has filled
 
 
-def needed(arguments: Arguments, model: Any) -> int:
-    """A lower estimate in bytes: the trained model, and one checkpoint with AdamW's two moments where any is saved."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+def needed(arguments: Arguments, model: Any) -> tuple[int, str]:
+    """A lower estimate in bytes, and of what: the trained model, and one checkpoint where any is saved."""
+    args = arguments.training
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    if arguments.training.save_strategy == "no":
-        return weights
-    adapter = arguments.tune.tuning.startswith("lora")
-    return weights + (4 * trained if adapter else weights) + 8 * trained
+    if args.save_strategy == "no":
+        return weights, "the trained model"
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    kept = trained if arguments.tune.tuning.startswith("lora") else weights
+    optimizer = str(getattr(args.optim, "value", args.optim))
+    two_moments = "adam" in optimizer and "bit" not in optimizer  # each of the size of what is trained
+    return weights + kept + (2 * trained if two_moments else 0), "the trained model and a checkpoint"
 
 
 def check(arguments: Arguments, model: Any, folder: Path) -> None:
@@ -32,11 +36,12 @@ def check(arguments: Arguments, model: Any, folder: Path) -> None:
     Raises:
         BadOption: saying how much is needed and how much is free.
     """
-    wanted, free = needed(arguments, model), _free(folder)
+    (wanted, what), free = needed(arguments, model), _free(folder)
     if wanted > free:
+        advice = "" if arguments.training.save_strategy == "no" else ", or set save_strategy: 'no'"
         raise BadOption(
-            f"output_dir {folder}: the trained model and a checkpoint need about {_gib(wanted)} and {_gib(free)} are free "
-            "there; give another output_dir, or set save_strategy: 'no'"
+            f"output_dir {folder}: {what} need about {_gib(wanted)} and {_gib(free)} are free there; "
+            f"give another output_dir{advice}"
         )
 
 
@@ -45,16 +50,32 @@ def watched(folder: Path) -> Iterator[None]:
     """Libraries report a disk that fills up in their own words; here it is an error that says what to do.
 
     Raises:
-        BadOption: a write failed and hardly anything is free.
+        BadOption: a write found no room.
     """
     try:
         yield
-    except (OSError, RuntimeError) as error:
-        if _free(folder) > FULL:
+    except PospatchError:
+        raise
+    except Exception as error:  # safetensors' errors are of no narrower kind
+        if not _tells_of_no_room(error, folder):
             raise
         raise BadOption(
-            f"the disk of {folder} is full; free some of it, and the same command goes on from the last whole checkpoint"
+            f"the disk of {folder} is full ({error}); free some of it, and the same command goes on from the last whole "
+            "checkpoint, or from the start where there is none"
         ) from error
+
+
+def _tells_of_no_room(error: BaseException | None, folder: Path) -> bool:
+    """libtorch tells only that a write ended early."""
+    if isinstance(error, RuntimeError) and any(
+        word in str(error) for word in ("unexpected pos", "PytorchStreamWriter")
+    ):
+        return _free(folder) < FULL
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _free(folder: Path) -> int:

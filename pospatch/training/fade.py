@@ -158,7 +158,7 @@ class Fade:
         geometry = state.geometry
         x = torch.ones(1, geometry.heads, 1, geometry.head_dim, device=next(self.model.parameters()).device)
         start = torch.zeros(1, 1, dtype=torch.long, device=x.device)
-        turned = state.rotate(x, start, "query", start + 2 * geometry.length)
+        turned = state.rotate(x, start, "query", None if state.early else start + 2 * geometry.length)
         if turned.shape != x.shape or not torch.allclose(turned, state.paired(x), atol=1e-3):
             name = state.rotary.name if state.rotary is not None else ""
             raise UnsupportedHost(

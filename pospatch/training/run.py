@@ -86,8 +86,9 @@ class Run:
     def carry_out(self) -> dict[str, Any]:
         """All of it."""
         self._say_plan()
-        disk.check(self.arguments, self.model, self.folder)
-        if self.checkpoint is not None:
+        if self.checkpoint is None:
+            disk.check(self.arguments, self.model, self.folder)
+        else:
             self._say(f"resuming from {self.checkpoint}")
         started = time.monotonic()
         try:
