@@ -228,7 +228,7 @@ def effect(chosen: Settings) -> dict[str, Any]:
     mark = next(iter(arms.values()))[0]["trained_length"]
     draw(
         folder / "picture.png", [curve(name, runs) for name, runs in arms.items()], title=chosen.title,
-        across="context, tokens", up=f"perplexity of the last {chosen.scored}", mark=mark,
+        across="context, tokens", up=f"perplexity of the last {chosen.scored}", mark=mark, ratios=True,
     )  # fmt: skip
     print(f"{lines}wrote results.json, table.md and picture.png in {folder}", flush=True)
     return results

@@ -15,7 +15,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from pospatch.errors import BadOptionType
-from pospatch.evaluate._plot import save_figure
+from pospatch.evaluate._plot import logarithmic, save_figure
 from pospatch.evaluate._result import write_json
 from pospatch.training.arguments import Parser, parsed
 from pospatch.training.options import entry, structure
@@ -119,8 +119,18 @@ class Curve:
     dashed: bool = False
 
 
-def draw(path: Path, curves: Sequence[Curve], *, title: str, across: str, up: str, mark: float | None = None) -> None:
-    """Curves with their spread as a PNG of about 40 kB; a vertical line at `mark`, what the model was trained for."""
+def draw(
+    path: Path,
+    curves: Sequence[Curve],
+    *,
+    title: str,
+    across: str,
+    up: str,
+    mark: float | None = None,
+    ratios: bool = False,
+) -> None:
+    """Curves with their spread as a PNG of about 40 kB; a vertical line at `mark`, what the model was trained for. Where `ratios`
+    are what counts, values that lie far apart get a logarithmic axis."""
     from matplotlib.figure import Figure
 
     if not _first():
@@ -134,7 +144,11 @@ def draw(path: Path, curves: Sequence[Curve], *, title: str, across: str, up: st
     if mark is not None:
         axes.axvline(mark, color="0.6", linewidth=1, linestyle=":")
     axes.set(title=title, xlabel=across, ylabel=up)
+    axes.locator_params(axis="x", nbins=5)
     axes.grid(alpha=0.25)
+    values = [value for curve in curves for each in curve.values for value in each]
+    if ratios and max(values) > 4 * min(values):
+        logarithmic(axes)
     if len(curves) > 5:  # they would lie over it
         figure.legend(frameon=False, fontsize=8, loc="outside right upper")
     else:
