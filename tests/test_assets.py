@@ -121,6 +121,7 @@ def test_texts_by_name_and_by_path(cache, tmp_path):
     assert len(assets.text("topics")) > 100_000
     (tmp_path / "mine.txt").write_text("grün\nblau", encoding="utf-8")
     assert assets.text(str(tmp_path / "mine.txt")) == "grün\nblau"
+    assert assets.text(f"{tmp_path / 'mine.txt'}+topics") == "grün\nblau\n\n" + assets.text("topics")
     (tmp_path / "latin.txt").write_bytes("grün".encode("latin-1"))
     with pytest.raises(AssetError, match="not UTF-8"):
         assets.text(str(tmp_path / "latin.txt"))

@@ -50,6 +50,7 @@ _RUNS: dict[str, dict[str, Any]] = {
         "warm_start": True,
         "tuning": "full",
     },
+    "decoder, layers": {"model": {**_LLAMA, "initializer_range": 0.3}, "patch": "alibi", "match": "layers"},
     "encoder": {
         "model": _BERT,
         "head": "encoder",
@@ -140,6 +141,8 @@ def test_distances_are_those_of_their_formulas() -> None:
     assert distance(student, teacher, DistillArguments(match="hidden")) == pytest.approx(float(wanted), rel=1e-5)
     assert distance(teacher, teacher, DistillArguments(match="hidden")) == 0
     real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+    layers = [SimpleNamespace(hidden_states=[ours * 0, x, ours]) for x in (ours, theirs)]  # a layer apart, one alike
+    assert distance(*layers, DistillArguments(match="layers")) == pytest.approx(float(wanted) / 2, rel=1e-5)
     for match in ("hidden", "logits"):
         cut = [SimpleNamespace(logits=x[:, :3], last_hidden_state=x[:, :3]) for x in (ours, theirs)]
         whole = [SimpleNamespace(logits=x, last_hidden_state=x) for x in (ours, theirs)]

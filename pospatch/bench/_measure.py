@@ -106,7 +106,7 @@ def _compared(cell: Cell, reference: bool, limit: float, peers: bool) -> tuple[d
                 "raise reference_limit (--reference-limit) where there is memory for them"
             )
     if peers and cell.level == "model":
-        found |= {name: replace(cell, method=None, options={}, peer=name) for name in peers_of(cell)}
+        found |= {name: replace(cell, peer=name) for name in peers_of(cell)}
     return found, note
 
 

@@ -21,19 +21,19 @@ class Peer:
     Args:
         methods: names of ours that do the same.
         package: what must be importable.
-        make: a model on the CPU for a cell's sizes and a length.
+        make: a model on the CPU for a cell and a length.
     """
 
     methods: tuple[str, ...]
     package: str
-    make: Callable[[dict[str, int], int], Any]
+    make: Callable[[Cell, int], Any]
     works: tuple[str, ...] = ("prefill", "decode", "train")
     needs_gpu: bool = False
 
     def model(self, cell: Cell, length: int) -> Any:
         """The peer's model for a cell, with random weights."""
         torch.manual_seed(0)
-        model = self.make(_sizes(cell), length).to(getattr(torch, cell.dtype)).to(cell.device)
+        model = self.make(cell, length).to(getattr(torch, cell.dtype)).to(cell.device)
         return model.train() if cell.work == "train" else model.eval()
 
 
@@ -47,6 +47,25 @@ def peers_of(cell: Cell) -> list[str]:
         and (cell.device != "cpu" or not peer.needs_gpu)
         and importlib.util.find_spec(peer.package)
     ]
+
+
+def _exported(cell: Cell, length: int) -> Any:
+    """Ours, exported: the same encoding by transformers' own code."""
+    from tempfile import TemporaryDirectory
+
+    from transformers import AutoModelForCausalLM
+
+    from pospatch.bench._build import patched
+    from pospatch.checkpoint.export import export
+
+    with TemporaryDirectory() as folder:
+        export(patched(cell, length), folder, verify=False)
+        return AutoModelForCausalLM.from_pretrained(folder)
+
+
+def _shaped(make: Callable[..., Any], **options: Any) -> Callable[[Cell, int], Any]:
+    """A maker of models by sizes, as one by cells."""
+    return lambda cell, length: make(_sizes(cell), length, **options)
 
 
 def _sizes(cell: Cell) -> dict[str, int]:
@@ -143,10 +162,6 @@ class _XTransformer(torch.nn.Module):
         return SimpleNamespace(loss=loss)
 
 
-def _x(**options: Any) -> Callable[[dict[str, int], int], Any]:
-    return lambda sizes, length: _XTransformer(sizes, length, **options)
-
-
 class _Liger(torch.nn.Module):
     """A native llama that rotates with liger-kernel's Triton kernel, whose own patch would change every llama in the process:
     the name is swapped for the length of a call."""
@@ -182,11 +197,12 @@ class _Liger(torch.nn.Module):
 _PASS = ("prefill", "train")  # their wrapper has a cache of its own
 
 PEERS = {
-    "bloom": Peer(("alibi",), "transformers", _bloom),
-    "mpt": Peer(("alibi",), "transformers", _mpt),
-    "gpt_neox": Peer(("rope",), "transformers", _neox),
-    "x-transformers alibi": Peer(("alibi",), "x_transformers", _x(alibi_pos_bias=True), _PASS),
-    "x-transformers rotary": Peer(("rope",), "x_transformers", _x(rotary_pos_emb=True), _PASS),
-    "x-transformers t5": Peer(("t5_bias",), "x_transformers", _x(rel_pos_bias=True), _PASS),
-    "liger-kernel rope": Peer(("rope",), "liger_kernel", _Liger, needs_gpu=True),
+    "transformers": Peer(("linear", "ntk", "yarn", "llama3", "longrope"), "transformers", _exported),
+    "bloom": Peer(("alibi",), "transformers", _shaped(_bloom)),
+    "mpt": Peer(("alibi",), "transformers", _shaped(_mpt)),
+    "gpt_neox": Peer(("rope",), "transformers", _shaped(_neox)),
+    "x-transformers alibi": Peer(("alibi",), "x_transformers", _shaped(_XTransformer, alibi_pos_bias=True), _PASS),
+    "x-transformers rotary": Peer(("rope",), "x_transformers", _shaped(_XTransformer, rotary_pos_emb=True), _PASS),
+    "x-transformers t5": Peer(("t5_bias",), "x_transformers", _shaped(_XTransformer, rel_pos_bias=True), _PASS),
+    "liger-kernel rope": Peer(("rope",), "liger_kernel", _shaped(_Liger), needs_gpu=True),
 }

@@ -32,14 +32,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 def distance(student: Any, teacher: Any, arguments: DistillArguments, real: Tensor | None = None) -> Tensor:
     """How far the student's output is from the teacher's, a mean over tokens; `real` (batch, length) is 0 at pads.
 
-    logits: T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats; hidden: |student - teacher|^2 / |teacher|^2.
+    logits: T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats; hidden: |student - teacher|^2 / |teacher|^2 of the
+    last hidden states; layers: the mean of that over the hidden states that the layers give.
     """
+    if arguments.match == "layers":
+        pairs = list(zip(student.hidden_states, teacher.hidden_states, strict=True))[1:]  # the first is no layer's
+        return torch.stack([_apart(*pair, real) for pair in pairs]).mean()
     if arguments.match == "hidden":
-        ours, theirs = (_hidden(output).float() for output in (student, teacher))
-        return _mean((ours - theirs).square().sum(-1), real) / _mean(theirs.square().sum(-1), real)
+        return _apart(_hidden(student), _hidden(teacher), real)
     ours, theirs = ((output.logits.float() / arguments.temperature).log_softmax(-1) for output in (student, teacher))
     each = nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
     return arguments.temperature**2 * _mean(each, real)
+
+
+def _apart(ours: Tensor, theirs: Tensor, real: Tensor | None) -> Tensor:
+    ours, theirs = ours.float(), theirs.float()
+    return _mean((ours - theirs).square().sum(-1), real) / _mean(theirs.square().sum(-1), real)
 
 
 def _mean(each: Tensor, real: Tensor | None) -> Tensor:
@@ -76,7 +84,7 @@ class DistillTrainer(PatchTrainer):
     ) -> Any:
         """The distance on a batch; the labels are not read."""
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        extra = {"output_hidden_states": self.distill.match == "hidden"}
+        extra = {"output_hidden_states": self.distill.match != "logits"}
         student = model(**inputs, **extra)
         with torch.no_grad():
             teacher = self.teacher(**inputs, **extra)
@@ -158,7 +166,7 @@ class DistillRun(Run):
             batch = {
                 name: value.to(trainer.args.device) for name, value in self._collate([row]).items() if name != "labels"
             }
-            extra = {"output_hidden_states": self.options.match == "hidden"}
+            extra = {"output_hidden_states": self.options.match != "logits"}
             student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
             real = batch.get("attention_mask")
             compared += int(batch["input_ids"].numel() if real is None else real.sum())
@@ -172,7 +180,7 @@ class DistillRun(Run):
 
     def _agreement(self, student: Any, teacher: Any, real: Tensor | None) -> Tensor:
         """Share of tokens with the same best word, or the cosine of the two means over tokens."""
-        if self.options.match == "hidden":
+        if self.options.match != "logits":
             weight = torch.ones(_hidden(student).shape[:2]) if real is None else real.float()
             ours, theirs = (
                 (_hidden(o).float() * weight.to(_hidden(o).device)[..., None]).sum(1) for o in (student, teacher)

@@ -65,7 +65,7 @@ class DataArguments:
     """Which text, in what pieces; lengths in tokens.
 
     Args:
-        text: a name that `pospatch.assets.text` knows, or a path to a UTF-8 file.
+        text: a name that `pospatch.assets.text` knows, or a path to a UTF-8 file; several joined by "+".
         sequence_length: of a training sequence.
         documents: `concat`: the text is cut into sequences wherever they end; `packed`: whole documents share a sequence,
             positions start again and none sees another; `sliding`: a sequence lies within one document, and the next one
@@ -160,14 +160,15 @@ class DistillArguments:
 
     Args:
         match: `logits`: the divergence of the two distributions over the vocabulary; `hidden`: the distance of the last hidden
-            states as a share of their size. Default: logits where there is a head.
+            states as a share of their size; `layers`: the same of every layer's, which teaches faster where the layers stay
+            what they were. Default: logits where there is a head.
         temperature: both distributions are softened by it, above 0; the gradient is scaled back by its square.
         mask_share: of the tokens that a masked model reads masked, as in its training; 0 to below 1.
         teacher: folder or Hub repository of the model to learn from; default: the student's own, without the patch. A second
             stage needs it: its student is what the first one saved.
     """
 
-    match: Literal["logits", "hidden"] | None = field(default=None, metadata={"help": "what is compared"})
+    match: Literal["logits", "hidden", "layers"] | None = field(default=None, metadata={"help": "what is compared"})
     temperature: float = field(default=1.0, metadata={"help": "of both distributions"})
     mask_share: float = field(default=0.15, metadata={"help": "tokens that a masked model reads masked"})
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository"})
