@@ -112,7 +112,9 @@ def test_warnings():
         rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 32},
     )
     assert "scales its rotary encoding already" in warned(scaled)
-    assert advise(scaled, 128).trained_length == 32
+    assert "from 32 tokens" in warned(scaled)
+    assert advise(scaled, 128).trained_length == pospatch.inspect(scaled).trained_length == 64
+    assert advise(scaled, 128).factor == 2.0  # what `apply` would be given
     assert "vLLM" in warned(tiny.build("llama"))
     assert "short texts" in warned(tiny.build("llama"))
     assert "vLLM" not in warned(tiny.build("gpt2"))

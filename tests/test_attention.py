@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pospatch.attention import biased as biased_module
+from pospatch.attention import blockwise as blockwise_module
 from pospatch.attention import toeplitz as toeplitz_module
 from pospatch.attention._mask import triangle
 from pospatch.attention.biased import biased
@@ -80,7 +80,8 @@ def test_a_band_that_no_call_of_the_kernel_has_is_not_planned() -> None:
 @pytest.mark.parametrize("kv_heads", [4, 2])
 def test_bias_in_blocks_equals_the_whole(monkeypatch: pytest.MonkeyPatch, causal: bool, kv_heads: int) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(biased_module, "BLOCK_SCORES", 700)  # 29 queries then take more than one block
+    monkeypatch.setattr(blockwise_module, "BLOCK_SCORES", 700)  # 29 queries then take more than one block
+    monkeypatch.setattr(blockwise_module, "KEPT_SCORES", 1)
     query = torch.randn(2, 4, 29, 8, requires_grad=True)
     key, value = (torch.randn(2, kv_heads, 29, 8, requires_grad=True) for _ in range(2))
     table = torch.randn(1, 4, 29, 29, requires_grad=True)

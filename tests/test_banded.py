@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import pospatch
+from pospatch.attention import blockwise as blockwise_module
 from pospatch.engine import _banded, _reindex
 from pospatch.methods._base import Bands
 from pospatch.registry import method_class, names
@@ -99,6 +100,36 @@ def test_chunks_after_a_cache_are_calls_of_the_kernel(monkeypatch: pytest.Monkey
     assert (torch.cat(found, dim=1) - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
     assert len(made) == 6
     assert all(torch.is_tensor(output) for output in made)
+
+
+@pytest.mark.parametrize("name", BANDS)
+def test_a_padded_batch_in_training_keeps_no_matrix(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Blocks of logits are made again in the backward pass: twice the tokens keep twice the memory, and gradients are those
+    of graphs that are kept."""
+    model = pospatch.apply(tiny.build("llama"), name).train()
+
+    def trained(length: int, kept_scores: int) -> tuple[int, dict[str, Tensor]]:
+        monkeypatch.setattr(blockwise_module, "KEPT_SCORES", kept_scores)
+        mask, kept = torch.ones(2, length, dtype=torch.long), {}
+        mask[0, :5] = 0
+
+        def keep(x: Tensor) -> Tensor:
+            kept[x.data_ptr()] = x.nbytes
+            return x
+
+        model.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = model(tiny.ids(2, length), attention_mask=mask).logits[mask.bool()].square().mean()
+        loss.backward()
+        return sum(kept.values()), {
+            path: each.grad.clone() for path, each in model.named_parameters() if each.grad is not None
+        }
+
+    half, whole, graphs = trained(48, 1), trained(96, 1), trained(96, 2**30)
+    assert whole[0] < 2.2 * half[0]
+    assert graphs[0] > 2 * whole[0]
+    for path, wanted in graphs[1].items():
+        assert (whole[1][path] - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max())), path
 
 
 @pytest.mark.parametrize("name", SLICED)

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from pospatch import bench, registry
-from pospatch.bench import _build, _cell, _layer
+from pospatch.bench import _build, _cell, _layer, _measure
 from pospatch.bench._cell import Cell, method_of
 from pospatch.bench._memory import measure_here
 from pospatch.bench._peers import PEERS, peers_of
@@ -131,6 +131,43 @@ def test_peers_have_the_same_shape_and_run(name: str, work: str) -> None:
     _build.build(theirs)()
     config = PEERS[name].model(theirs, 24).config
     assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (32, 4, 2)
+
+
+@pytest.mark.parametrize("reference", [True, False])
+def test_a_real_model_is_measured(tmp_path: Path, reference: bool) -> None:
+    _build.make_model("tiny-llama", None, 24, "float32").save_pretrained(tmp_path / "model")
+    report = bench.bench(
+        str(tmp_path / "model"), ["self_extend:window=16"], works=["prefill", "decode"], lengths=[48], repeats=1,
+        reference=reference, progress=False,
+    )  # fmt: skip
+    for row in report.rows:
+        whole = ["reference"] if reference and row["work"] == "prefill" else []
+        assert set(row["seconds"]) == {"ours", "plain", *whole}
+        assert row["peak_bytes"]["ours"] > 0
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are done are not measured again, and the path keeps its own dot."""
+    measured: list[int] = []
+    row = _measure._row
+
+    def stopping(cell: Cell, *rest: Any) -> Any:
+        measured.append(cell.length)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return row(cell, *rest)
+
+    monkeypatch.setattr(_measure, "_row", stopping)
+    command = ["bench", "tiny-llama", "rope", "--lengths", "16,24", "--repeats", "1", "--no-memory"]
+    output = ["--output", str(tmp_path / "run.1")]
+    stopped = CliRunner().invoke(app, [*command, *output])
+    assert stopped.exit_code == 130
+    assert "goes on from here" in stopped.output
+    done = CliRunner().invoke(app, [*command, *output])
+    assert done.exit_code == 0
+    assert measured == [16, 24, 24]
+    assert [row["length"] for row in json.loads((tmp_path / "run.1.json").read_text())["rows"]] == [16, 24]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run.1.json", "run.1.png"]
 
 
 def test_methods_are_read_with_their_options() -> None:

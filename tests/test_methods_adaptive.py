@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pospatch.attention import biased as biased_module
-from pospatch.attention import contextual as contextual_module
+from pospatch.attention import blockwise as blockwise_module
 from pospatch.attention._parts import split
 from pospatch.engine import _contextual
 from pospatch.engine._cache import pack_state, unpack_state
@@ -165,9 +164,8 @@ def test_gradients_equal_the_oracle(
 
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call in blocks, none by folding."""
-    for module in (contextual_module, biased_module):
-        monkeypatch.setattr(module, "BLOCK_SCORES", 60)
-    monkeypatch.setattr(contextual_module, "KEPT_SCORES", 1)
+    monkeypatch.setattr(blockwise_module, "BLOCK_SCORES", 60)
+    monkeypatch.setattr(blockwise_module, "KEPT_SCORES", 1)
     monkeypatch.setattr(_contextual, "SPAN", -1.0)
 
 
@@ -406,9 +404,8 @@ def test_no_tensor_grows_with_the_square_of_the_length(
     name: str, variant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Forward and backward; the whole matrix of logits would be 4 * 96 * 96 numbers, 4 times the bound."""
-    for module in (contextual_module, biased_module):
-        monkeypatch.setattr(module, "BLOCK_SCORES", 2**15)
-    monkeypatch.setattr(contextual_module, "KEPT_SCORES", 2**12)
+    monkeypatch.setattr(blockwise_module, "BLOCK_SCORES", 2**15)
+    monkeypatch.setattr(blockwise_module, "KEPT_SCORES", 2**12)
     where, method = Geometry(heads=4, kv_heads=2, head_dim=8, width=16, length=32), build(name, **variant)
     weights, given = loud(method, where), inputs(where, 96)
     for leaf in (*weights.values(), *given):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import pospatch
-from pospatch.attention import biased as biased_module
+from pospatch.attention import blockwise as blockwise_module
 from pospatch.engine import score
 from pospatch.errors import CheckpointError
 from pospatch.methods._base import Bias, Contextual, Fold
@@ -77,7 +77,7 @@ def test_eager_and_sdpa_and_blocks_agree(monkeypatch: pytest.MonkeyPatch, host: 
     model.set_attn_implementation("sdpa")
     close(tiny.logits(model, tokens), wanted[0])
     close(tiny.logits(model, tokens, attention_mask=mask)[mask.bool()], wanted[1])
-    monkeypatch.setattr(biased_module, "BLOCK_SCORES", 2 * 4 * 20 * 7)
+    monkeypatch.setattr(blockwise_module, "BLOCK_SCORES", 2 * 4 * 20 * 7)
     monkeypatch.setattr(score, "_may_fold", lambda *args: False)
     close(tiny.logits(model, tokens), wanted[0])
     close(tiny.logits(model, tokens, attention_mask=mask)[mask.bool()], wanted[1])
@@ -109,7 +109,8 @@ def test_gradients_are_those_of_eager(monkeypatch: pytest.MonkeyPatch, name: str
     assert all(path in wanted and wanted[path].abs().max() > 0 for path in learned)
     model.set_attn_implementation("sdpa")
     if form == "blocks":
-        monkeypatch.setattr(biased_module, "BLOCK_SCORES", 2 * 4 * 20 * 7)
+        monkeypatch.setattr(blockwise_module, "BLOCK_SCORES", 2 * 4 * 20 * 7)
+        monkeypatch.setattr(blockwise_module, "KEPT_SCORES", 1)
     for path, got in gradients().items():
         assert (got - wanted[path]).abs().max() < 1e-4 * max(1.0, float(wanted[path].abs().max())), path
 
@@ -139,7 +140,7 @@ def test_columns_never_meet_a_softcap_a_sink_or_another_bias(monkeypatch: pytest
         return function
 
     assert given().width > 8
-    monkeypatch.setattr(biased_module, "BLOCK_SCORES", 1)
+    monkeypatch.setattr(blockwise_module, "BLOCK_SCORES", 1)
     module.pospatch.drop_bias = False
     prefix = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
     assert given(mask=prefix).width > 8

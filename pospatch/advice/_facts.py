@@ -20,6 +20,7 @@ class Facts:
 
     mechanism: "rotary", "learned table", "relative bias" or "other".
     windows: of each layer, tokens it sees at most, or None.
+    unscaled: trained length before the scaling that the config holds already, where it says so.
     latent: numbers a token and layer in a compressed cache (MLA), or None.
     """
 
@@ -31,6 +32,7 @@ class Facts:
     theta: float | None
     rotated: int | None
     rope_type: str
+    unscaled: int | None
     layers: int
     kv_heads: int
     head_dim: int
@@ -80,10 +82,11 @@ def facts_of(model: Any) -> Facts:
         family=config.model_type,
         mechanism=mechanism,
         causal=causal,
-        trained=rows or int(original or 0) or trained_length(config),
+        trained=rows or trained_length(config),  # as `inspect` has it: a further factor is one of this length
         theta=float(rope.get("rope_theta", 10000.0)) if rotary else None,
         rotated=int(head_dim * rope.get("partial_rotary_factor", 1.0)) // 2 * 2 if rotary else None,
         rope_type=str(rope.get("rope_type", "default")),
+        unscaled=int(original) if original else None,
         layers=layers,
         kv_heads=int(getattr(config, "num_key_value_heads", None) or heads),
         head_dim=head_dim,

@@ -69,9 +69,10 @@ def _unknown_length(facts: Facts) -> str | None:
 def _scaled_already(facts: Facts) -> str | None:
     if facts.rope_type in ("default", "proportional"):
         return None
+    before = f", from {facts.unscaled} tokens" if facts.unscaled else ""
     return (
-        f"the config scales its rotary encoding already (rope_type={facts.rope_type!r}), so a further factor multiplies "
-        "with it; the trained length above is the one before that scaling where the config states it"
+        f"the config scales its rotary encoding already (rope_type={facts.rope_type!r}{before}): the trained length above is "
+        "what it reads then, a further factor multiplies with it, and whether it was trained so far the config does not say"
     )
 
 

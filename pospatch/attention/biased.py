@@ -8,18 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from torch.utils.checkpoint import checkpoint
 
 from pospatch.attention._mask import additive
-from pospatch.attention.blockwise import BLOCK_SCORES, repeat_kv
+from pospatch.attention.blockwise import by_blocks, repeat_kv
 
-__all__ = ["biased", "is_large"]
-
-
-def is_large(query: Tensor, keys: int) -> bool:
-    """True where the bias of a whole call would take more memory than a block may."""
-    batch, heads, length, _ = query.shape
-    return batch * heads * length * keys > BLOCK_SCORES
+__all__ = ["biased"]
 
 
 def biased(
@@ -41,10 +34,8 @@ def biased(
         bias: offsets in nats (batch or 1, heads, rows, columns) of the queries `rows` against the keys `columns`.
             In training each block is computed again in the backward pass rather than kept.
     """
-    batch, heads, length, _ = query.shape
-    keys = key.shape[2]
+    keys, heads = key.shape[2], query.shape[1]
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
-    size = max(1, BLOCK_SCORES // (batch * heads * keys))
 
     def block(rows: slice) -> Tensor:
         columns = slice(0, min(rows.stop, keys) if causal else keys)
@@ -62,9 +53,4 @@ def biased(
             scale=scaling,
         )
 
-    blocks = [slice(start, min(start + size, length)) for start in range(0, length, size)]
-    if torch.is_grad_enabled():
-        outputs = [checkpoint(block, rows, use_reentrant=False) for rows in blocks]
-    else:
-        outputs = [block(rows) for rows in blocks]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+    return by_blocks(block, query, keys).transpose(1, 2).contiguous()

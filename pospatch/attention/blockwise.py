@@ -1,4 +1,5 @@
-"""Attention whose logits are computed by a function, a block of queries at a time: memory heads * block * keys, exact."""
+"""Attention whose logits are computed by a function, a block of queries at a time, and again in the backward pass: memory
+heads * block * keys, exact."""
 
 from __future__ import annotations
 
@@ -7,12 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from pospatch.attention._mask import additive
+from pospatch.attention._mask import additive, row_blocks
 
-__all__ = ["blockwise", "repeat_kv", "softmax"]
+__all__ = ["blockwise", "by_blocks", "is_large", "repeat_kv", "softmax"]
 
 BLOCK_SCORES = 2**24  # logits held at once: 64 MB of float32
+KEPT_SCORES = 2**20  # logits whose graph is kept whole rather than made again in the backward pass
+
+
+def is_large(query: Tensor, keys: int) -> bool:
+    """True where the bias of a whole call would take more memory than a block may."""
+    batch, heads, length, _ = query.shape
+    return batch * heads * length * keys > BLOCK_SCORES
 
 
 def repeat_kv(x: Tensor, heads: int) -> Tensor:
@@ -47,13 +56,9 @@ def blockwise(
     Returns:
         (batch, query, heads, d), and the weights or None.
     """
-    batch, heads, length, _ = query.shape
-    keys = value.shape[2]
-    size = max(1, min(length, BLOCK_SCORES // max(1, batch * heads * keys)))
-    parts = []
-    for start in range(0, length, size):
-        rows = slice(start, min(start + size, length))
-        bar = additive(mask, causal, rows, query, keys)
+
+    def block(rows: slice) -> Tensor:
+        bar = additive(mask, causal, rows, query, value.shape[2])
         scores = logits(rows, bar)
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
@@ -61,10 +66,28 @@ def blockwise(
             scores = scores.masked_fill(~seen[:, None], float("-inf"))
         weights = softmax(scores if bar is None else scores + bar, sinks)
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
-        parts.append(weights if need_weights else torch.matmul(weights, value))
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+        return weights if need_weights else torch.matmul(weights, value)
+
+    whole = by_blocks(block, query, value.shape[2], keep=need_weights)
     output = torch.matmul(whole, value) if need_weights else whole  # weights that are returned are those that act
     return output.transpose(1, 2).contiguous(), whole if need_weights else None
+
+
+def by_blocks(
+    block: Callable[[slice], Tensor], query: Tensor, keys: int, *, planes: int = 1, keep: bool = False
+) -> Tensor:
+    """What `block` makes of each slice of the queries, joined along them.
+
+    Args:
+        query: (batch, heads, query, head_dim), for shapes only.
+        planes: matrices of (rows, keys) that a block holds at once, for each of the heads.
+        keep: the blocks are the matrices themselves, so that nothing is gained by making them again in the backward pass.
+    """
+    batch, heads, length, _ = query.shape
+    blocks = row_blocks(length, BLOCK_SCORES // max(1, batch * heads * keys * planes))
+    again = torch.is_grad_enabled() and batch * heads * length * keys > KEPT_SCORES and not keep
+    parts = [checkpoint(block, rows, use_reentrant=False) if again else block(rows) for rows in blocks]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
 def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:

@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from pospatch.attention._mask import additive, row_blocks
+from pospatch.attention._mask import additive
 from pospatch.attention._parts import split
-from pospatch.attention.blockwise import BLOCK_SCORES, repeat_kv, softmax
+from pospatch.attention.blockwise import by_blocks, repeat_kv, softmax
 
 __all__ = ["contextual", "folded_columns", "running_sums", "turned"]
 
 Logits = Callable[[slice, slice, Tensor, Tensor], Tensor]
-KEPT_SCORES = 2**20  # logits whose graph is kept whole rather than made again in the backward pass
 UNIT = 256.0  # what a query's column holds: keeps the columns of keys inside float16
 
 
@@ -55,7 +53,6 @@ def contextual(
     Returns:
         (batch, query, heads, d), and the weights or None.
     """
-    batch, heads, length, _ = query.shape
     keys = key.shape[2]
 
     def block(rows: slice) -> Tensor:
@@ -76,10 +73,7 @@ def contextual(
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
         return weights if need_weights else torch.matmul(weights, value[:, :, columns])
 
-    blocks = row_blocks(length, BLOCK_SCORES // max(1, batch * heads * keys * planes))
-    again = torch.is_grad_enabled() and batch * heads * length * keys > KEPT_SCORES and not need_weights
-    parts = [checkpoint(block, rows, use_reentrant=False) if again else block(rows) for rows in blocks]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    whole = by_blocks(block, query, keys, planes=planes, keep=need_weights)
     output = torch.matmul(whole, value) if need_weights else whole  # weights that are returned are those that act
     return output.transpose(1, 2).contiguous(), whole if need_weights else None
 

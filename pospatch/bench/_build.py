@@ -10,7 +10,7 @@ import torch
 from pospatch.bench._cell import SHAPES, Cell
 from pospatch.errors import BadOption, suggest
 
-__all__ = ["build", "make_model", "patched"]
+__all__ = ["build", "config_of", "make_model", "patched"]
 
 Work = Callable[[], object]
 
@@ -24,21 +24,25 @@ def build(cell: Cell, longest: int | None = None) -> Work:
     return _model_work(cell, _model(cell, max(cell.length, longest or 0)))
 
 
+def config_of(cell: Cell) -> Any:
+    """The config of a cell's decoder, without its weights."""
+    if cell.model in SHAPES:
+        with torch.device("meta"):
+            return make_model(cell.model, cell.layers, 16, cell.dtype).config
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(_real(cell.model, cell.layers)).get_text_config(decoder=True)
+
+
 def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
     """A model of a named shape with random weights, its table long enough for `length`; or a real one."""
     import transformers
 
     import pospatch
-    from pospatch import assets
 
     kind = getattr(torch, dtype)
     if name not in SHAPES:
-        if "/" not in name and name != "smollm2-135m":
-            known = ", ".join((*SHAPES, "smollm2-135m"))
-            raise BadOption(f"bench: no shape {name!r}.{suggest(name, SHAPES)} Give {known}, a folder or a repository")
-        if layers is not None:
-            raise BadOption(f"bench: layers={layers} goes with a named shape, and {name} is a real model")
-        return pospatch.from_pretrained(transformers.AutoModelForCausalLM, assets.model(name), dtype=kind)
+        return pospatch.from_pretrained(transformers.AutoModelForCausalLM, _real(name, layers), dtype=kind)
     config = getattr(transformers, SHAPES[name][0])(**SHAPES[name][1])
     if layers is not None:
         config.num_hidden_layers = layers
@@ -49,6 +53,18 @@ def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
             setattr(config, option, 0.0)
     torch.manual_seed(0)
     return transformers.AutoModelForCausalLM.from_config(config, dtype=kind)
+
+
+def _real(name: str, layers: int | None) -> Any:
+    """Where a model that is no shape comes from."""
+    from pospatch import assets
+
+    if "/" not in name and name != "smollm2-135m":
+        known = ", ".join((*SHAPES, "smollm2-135m"))
+        raise BadOption(f"bench: no shape {name!r}.{suggest(name, SHAPES)} Give {known}, a folder or a repository")
+    if layers is not None:
+        raise BadOption(f"bench: layers={layers} goes with a named shape, and {name} is a real model")
+    return assets.model(name)
 
 
 def patched(cell: Cell, length: int) -> Any:

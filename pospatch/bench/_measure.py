@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 
-from pospatch.bench._build import build, make_model
-from pospatch.bench._cell import SHAPES, Cell, method_of
+from pospatch.bench._build import build, config_of
+from pospatch.bench._cell import Cell, method_of
 from pospatch.bench._layer import has_reference
 from pospatch.bench._memory import peak
 from pospatch.bench._peers import peers_of
@@ -19,6 +21,7 @@ from pospatch.bench._report import Report
 from pospatch.bench._timing import CLOCKS, alternate, ratio
 from pospatch.errors import BadOption, suggest
 from pospatch.evaluate._progress import bar
+from pospatch.evaluate._result import Cells, versions
 
 __all__ = ["bench"]
 
@@ -42,6 +45,7 @@ def bench(
     device: str = "cpu",
     batch: int = 1,
     layers: int | None = None,
+    path: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Report:
     """Measure methods on a model at growing lengths.
@@ -60,10 +64,11 @@ def bench(
         reference_limit: GiB of whole matrices beyond which the reference is left out, which its rows then say.
         peers: also run other people's code for the same method, where it is installed.
         layers: of a named shape, fewer than its own to save time.
+        path: where to write the report (.json and .png) and, meanwhile, finished rows to go on from.
 
     Raises:
         BadOption: an unknown work, level, clock, shape or method, a method that does not act at that level, or a limit
-            that is no positive number.
+            that is no positive number; what cannot be written.
     """
     if clock not in CLOCKS:
         raise BadOption(f"bench: clock={clock!r}.{suggest(clock, CLOCKS)} It is one of {', '.join(CLOCKS)}")
@@ -80,13 +85,25 @@ def bench(
         )
         for work, (name, options), length in itertools.product(works, map(method_of, methods), sorted(lengths))
     ]  # fmt: skip
-    rows = []
-    steps = len(cells) * (repeats + 1 + int(memory))
-    with bar("bench", steps, progress) as advance:
-        for cell in cells:
-            compared, note = _compared(cell, reference, reference_limit, peers)
-            rows.append(_row(cell, compared, note, repeats, clock, memory, advance))
-    return Report.of(rows, model=model, level=level, clock=clock, repeats=repeats, dtype=dtype, device=device)
+    plans = [(cell, *_compared(cell, reference, reference_limit, peers)) for cell in cells]
+    done = Cells(path, {"task": "bench", "repeats": repeats, "clock": clock, "memory": memory,
+                        "threads": torch.get_num_threads(), "versions": versions()})  # fmt: skip
+    todo = [plan for plan in plans if _key(*plan) not in done]
+    with bar("bench", len(todo) * (repeats + 1 + int(memory)), progress) as advance:
+        for cell, compared, note in todo:
+            done[_key(cell, compared, note)] = _row(cell, compared, note, repeats, clock, memory, advance)
+    report = Report.of(
+        [done[_key(*plan)] for plan in plans],
+        model=model, level=level, clock=clock, repeats=repeats, dtype=dtype, device=device,
+    )  # fmt: skip
+    if path is not None:
+        report.save(path)
+        done.finish()
+    return report
+
+
+def _key(cell: Cell, compared: dict[str, Cell], note: str) -> str:
+    return json.dumps([asdict(cell), list(compared), note])
 
 
 def _compared(cell: Cell, reference: bool, limit: float, peers: bool) -> tuple[dict[str, Cell], str]:
@@ -111,9 +128,7 @@ def _compared(cell: Cell, reference: bool, limit: float, peers: bool) -> tuple[d
 
 
 def _matrices(cell: Cell) -> float:
-    with torch.device("meta"):
-        config = make_model(cell.model, 1 if cell.model in SHAPES else None, 16, cell.dtype).config.get_text_config()
-    return MATRICES * cell.batch * config.num_attention_heads * cell.length**2 * 4 / 2**30
+    return MATRICES * cell.batch * config_of(cell).num_attention_heads * cell.length**2 * 4 / 2**30
 
 
 def _row(

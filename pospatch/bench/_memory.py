@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pospatch.bench._cell import Cell
+from pospatch.bench._cell import SHAPES, Cell
 from pospatch.errors import PospatchError
 
 __all__ = ["measure_here", "peak"]
@@ -47,7 +48,8 @@ def measure_here(cell: Cell) -> int:
     """The same in this process; a short run first, so that what is loaded once is not counted."""
     from pospatch.bench._build import build
 
-    build(Cell(**{**vars(cell), "length": 16, "layers": 1 if cell.layers is None else cell.layers}), cell.length)()
+    layers = cell.layers or (1 if cell.model in SHAPES else None)  # a real model has its own
+    build(replace(cell, length=16, layers=layers), cell.length)()
     work = build(cell)
     if cell.device != "cpu":
         module = torch.get_device_module(cell.device)

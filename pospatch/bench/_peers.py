@@ -69,10 +69,9 @@ def _shaped(make: Callable[..., Any], **options: Any) -> Callable[[Cell, int], A
 
 
 def _sizes(cell: Cell) -> dict[str, int]:
-    from pospatch.bench._build import make_model
+    from pospatch.bench._build import config_of
 
-    with torch.device("meta"):
-        config = make_model(cell.model, cell.layers, 16, cell.dtype).config.get_text_config()
+    config = config_of(cell)
     width = config.hidden_size
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
     return {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from pospatch.bench._timing import exponent
-from pospatch.evaluate._result import versions
+from pospatch.evaluate._result import stem, versions, write_json
 
 __all__ = ["Report", "grouped"]
 
@@ -46,14 +45,13 @@ class Report:
         return cls(rows=rows, growth=_growth(rows), machine=machine, **about)
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write `path` with the suffixes .json and .png and return both."""
+        """Write `path` with the suffixes .json and .png and return both; the numbers first."""
         from pospatch.bench._plot import draw
         from pospatch.evaluate._plot import save_figure
 
-        picture = save_figure(draw(self), Path(path).with_suffix(".png"))
-        data = Path(path).with_suffix(".json")
-        data.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        return data, picture
+        base = stem(path)
+        data = write_json(base.with_name(base.name + ".json"), asdict(self))
+        return data, save_figure(draw(self), base.with_name(base.name + ".png"))
 
 
 def grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:

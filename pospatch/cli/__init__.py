@@ -34,7 +34,7 @@ class _Commands(TyperGroup):
             typer.echo(f"{type(error).__name__}: {error}", err=True)
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
-            kept = ctx.invoked_subcommand in ("evaluate", "compare", "search")  # which keep what is finished
+            kept = ctx.invoked_subcommand in ("bench", "evaluate", "compare", "search")  # which keep what is finished
             typer.echo("interrupted" + ("; the same command goes on from here" if kept else ""), err=True)
             raise typer.Exit(130) from None
 
@@ -144,16 +144,17 @@ def evaluate(
     method: Annotated[str | None, typer.Option(help="Method to apply first, or several joined by +.")] = None,
     option: Options = [],  # noqa: B006
     set_: Annotated[list[str], typer.Option("--set", help="Option of the task, NAME=VALUE.")] = [],  # noqa: B006
-    output: Annotated[Path, typer.Option("--output", help="Result path; writes .json and .png.")] = Path("evaluation"),
+    output: Annotated[Path, typer.Option("--output", help="Result path; writes .json, .md and .png.")] = Path("evaluation"),
     dtype: DataType = "float32",
 ) -> None:
-    """Measure a model on long context; writes JSON and a picture side by side and goes on where it was interrupted.
+    """Measure a model on long context; writes JSON, a table and a picture and goes on where it was interrupted.
 
     Examples:
     [b]pospatch evaluate smollm2-135m perplexity --lengths 16384 --method yarn -o factor=2[/b]
     [b]pospatch evaluate ./model passkey --lengths 4096,10240 --set depths=3 --set trials=1[/b]
     """
     from pospatch import evaluate as tasks
+    from pospatch.evaluate._result import stem
 
     auto = getattr(tasks.task_of(task), "AUTO", "AutoModelForCausalLM")
     keywords = {**lengths_for(task, lengths), "path": output, **options_of(set_, "--set"), **text_of(task, text)}
@@ -166,7 +167,7 @@ def evaluate(
         patched(loaded, method, option)
     result = tasks.run(task, loaded, tokenizer, **keywords)
     show_rows(result.rows)
-    out.print(f"wrote {output.with_suffix('.json')} and {output.with_suffix('.png')}", soft_wrap=True)
+    out.print(f"wrote {stem(output)}.json, .md and .png", soft_wrap=True)
 
 
 app.command()(export)

@@ -48,6 +48,7 @@ def bench(
     [b]pospatch bench gpt2 rope --work train,decode --peers --repeats 9[/b]
     """
     from pospatch import bench as benchmark
+    from pospatch.evaluate._result import stem
 
     made(output.parent)  # found out now rather than after hours
     report = benchmark.bench(
@@ -65,12 +66,12 @@ def bench(
         reference=reference,
         reference_limit=reference_limit,
         peers=peers,
+        path=output,
     )
-    data, picture = report.save(output)
     if as_json:
         return typer.echo(json.dumps(asdict(report), indent=2))
     _show(report)
-    out.print(f"wrote {data} and {picture}", soft_wrap=True)
+    out.print(f"wrote {stem(output)}.json and .png", soft_wrap=True)
 
 
 def _show(report: Report) -> None:

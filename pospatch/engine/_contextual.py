@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pospatch.attention._mask import is_causal_call, seen_keys
-from pospatch.attention.biased import biased, is_large
-from pospatch.attention.blockwise import repeat_kv
+from pospatch.attention.biased import biased
+from pospatch.attention.blockwise import is_large, repeat_kv
 from pospatch.attention.contextual import contextual, folded_columns, running_sums, turned
 from pospatch.attention.fold import folded
 from pospatch.engine._cache import unpack_state

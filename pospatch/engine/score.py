@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pospatch.attention._mask import is_causal_call, looks_back, triangle
-from pospatch.attention.biased import biased, is_large
-from pospatch.attention.blockwise import blockwise, repeat_kv
+from pospatch.attention.biased import biased
+from pospatch.attention.blockwise import blockwise, is_large, repeat_kv
 from pospatch.attention.fold import folded
 from pospatch.attention.toeplitz import takes_kernel, toeplitz
 from pospatch.engine import _banded, _contextual
