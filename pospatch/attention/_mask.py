@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["additive", "is_causal_call", "looks_back", "row_blocks", "seen_keys", "triangle"]
+__all__ = ["additive", "columns", "is_causal_call", "looks_back", "row_blocks", "seen_keys", "triangle"]
 
 ROWS = 1024  # queries whose mask is looked at together
 
@@ -69,6 +69,15 @@ def additive(mask: Any, causal: bool, rows: slice, query: Tensor, keys: int) -> 
         return _fill(_dense(mask, rows, keys, device))
     block = mask[..., rows if mask.shape[-2] > 1 else slice(None), :keys]
     return _fill(block) if block.dtype == torch.bool else block.float()
+
+
+def columns(mask: Any, query: Tensor, held: Tensor, keys: int) -> Tensor | None:
+    """A mask over `keys` tokens at those of them whose keys are there, by their indices."""
+    if mask is None:
+        return None
+    if not torch.is_tensor(mask):
+        mask = _dense(mask, slice(0, query.shape[2]), keys, query.device)
+    return mask[..., held]
 
 
 def _fill(allowed: Tensor) -> Tensor:

@@ -175,7 +175,8 @@ class Call:
         offset: index of the first key that the cache returns.
         hidden: hidden states that entered the module, (batch, query, width).
         keys_done: set by the cache view when it has rotated the new keys.
-        record: positions of all cached keys, where they are needed.
+        record: positions of all cached tokens, where they are needed.
+        held: indices of the tokens whose keys the cache still has, or None where it has all.
         turned: what the last rotation turned by.
     """
 
@@ -189,6 +190,7 @@ class Call:
     hidden: Tensor | None = None
     keys_done: bool = False
     record: Tensor | None = field(default=None, repr=False)
+    held: Tensor | None = field(default=None, repr=False)
     turned: list[Turns] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
@@ -204,6 +206,8 @@ class Call:
             return self.positions
         if self.record is None:
             return self._contiguous(keys)
+        if self.held is not None:
+            return self.record[:, self.held]
         held = self.record[:, self.offset : self.offset + keys]
         # a static cache returns slots that are still empty; they are masked, so any position will do
         return torch.nn.functional.pad(held, (0, keys - held.shape[1])) if held.shape[1] < keys else held

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pospatch.attention._mask import is_causal_call, looks_back, triangle
+from pospatch.attention._mask import columns, is_causal_call, looks_back, triangle
 from pospatch.attention.biased import biased
 from pospatch.attention.blockwise import blockwise, is_large, repeat_kv
 from pospatch.attention.fold import folded
@@ -177,6 +177,8 @@ def _own(
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
     causal = base != "eager" and is_causal_call(mask, query.shape[2], module, kwargs.get("is_causal"))
     method: Bands = state.score  # type: ignore[assignment]
+    if call.held is not None:
+        mask = columns(mask, query, call.held, call.record.shape[1])  # type: ignore[union-attr]
     if base == "sdpa":
         output = _banded.step(query, key, value, mask, call, scaling, kwargs)
         if output is None:

@@ -101,12 +101,16 @@ class Band:
 
 
 class Bands(Method):
-    """Ranges of distance, each with its own re-indexing of the rotary encoding that stands in the host."""
+    """Ranges of distance, each with its own re-indexing of the rotary encoding that stands in the host.
+
+    forgets: True where a key that a query does not see is seen by none after it, so that a cache need not keep it.
+    """
 
     slot: ClassVar[str] = "score"
     family: ClassVar[str] = "training-free"
     clears: ClassVar[bool] = False
     needs: ClassVar[str] = "nothing"
+    forgets: ClassVar[bool] = False
 
     def visible(self, query_positions: Tensor, key_positions: Tensor, geometry: Geometry) -> Tensor | None:
         """Which of the pairs a query sees at all, bool (batch, query, key) for positions (batch, query) and (batch, key);

@@ -20,7 +20,8 @@ class Streaming(Bands):
     visible where n < sinks or m - n < window
     relative = m - n where m - n < window, else min(m, sinks + window - 1) - n
 
-    This is no extension of context: what lies between is not seen. It keeps generation stable without end.
+    This is no extension of context: what lies between is not seen, and leaves a dynamic cache. It keeps generation stable
+    without end, in bounded memory.
 
     Source: Efficient Streaming Language Models with Attention Sinks, arXiv 2309.17453, section 3.2.
 
@@ -28,7 +29,8 @@ class Streaming(Bands):
         sinks: first tokens that stay visible, 4 in the paper.
         window: latest tokens that are visible, the query among them; None is the trained length less `sinks`.
 
-    Departs: nothing is evicted from the cache; what the paper drops is masked, which gives the same output.
+    Departs: keys are let go some 64 tokens later than in the paper, and masked until then, so that a cache may be cut back by
+    as many; a static or quantized cache keeps them, masked.
 
     Raises:
         BadOption: sinks + window exceed the trained length.
@@ -36,6 +38,7 @@ class Streaming(Bands):
     """
 
     causal_only: ClassVar[bool] = True
+    forgets: ClassVar[bool] = True
     source: ClassVar[str] = "StreamingLLM, arXiv 2309.17453, section 3.2"
 
     sinks: int = integer(4, low=0)
