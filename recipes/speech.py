@@ -28,7 +28,8 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 import pospatch
 from pospatch import assets
 from pospatch.errors import BadOption
-from pospatch.training.study import fit, settings, stacks, write
+from pospatch.training.run import carry_out
+from pospatch.training.study import ANEW, fit, progress, settings, stacks, write
 
 RATE, FRAMES = 16000, 50  # samples and encoder positions a second
 WINDOW = 30.0  # seconds that the model was trained for
@@ -80,25 +81,31 @@ class Ear:
     @torch.no_grad()
     def transcribe(self, sounds: list[Tensor], seconds: float, batch: int = 10) -> list[str]:
         """The likeliest words, one after another; `used` counts the processor's seconds of encoder and decoder."""
-        found = []
-        for some in (sounds[i : i + batch] for i in range(0, len(sounds), batch)):
-            features = self.features(some, seconds)
-            begun = time.process_time()
-            heard = self.model.model.encoder(features)
-            tokens, cache = torch.tensor([START] * len(some)), None
-            ended, given = torch.zeros(len(some), dtype=torch.bool), tokens
-            for _ in range(round(20 + 8 * seconds)):
-                out = self.model(encoder_outputs=heard, decoder_input_ids=given, past_key_values=cache, use_cache=True)
-                cache, logits = out.past_key_values, out.logits[:, -1]
-                logits[:, END + 1 :] = -torch.inf
-                given = logits.argmax(-1, keepdim=True).masked_fill(ended[:, None], END)
-                tokens = torch.cat((tokens, given), dim=1)
-                ended |= given[:, 0] == END
-                if ended.all():
-                    break
-            self.used += time.process_time() - begun
-            found += [self.words.decode(row.tolist()) for row in tokens]
+        found, batches = [], [sounds[i : i + batch] for i in range(0, len(sounds), batch)]
+        with progress(f"transcribing {len(sounds)} sounds", len(batches)) as advance:
+            for some in batches:
+                found += self._heard(some, seconds)
+                advance()
         return found
+
+    def _heard(self, sounds: list[Tensor], seconds: float) -> list[str]:
+        """What one batch says."""
+        features = self.features(sounds, seconds)
+        begun = time.process_time()
+        heard = self.model.model.encoder(features)
+        tokens, cache = torch.tensor([START] * len(sounds)), None
+        ended, given = torch.zeros(len(sounds), dtype=torch.bool), tokens
+        for _ in range(round(20 + 8 * seconds)):
+            out = self.model(encoder_outputs=heard, decoder_input_ids=given, past_key_values=cache, use_cache=True)
+            cache, logits = out.past_key_values, out.logits[:, -1]
+            logits[:, END + 1 :] = -torch.inf
+            given = logits.argmax(-1, keepdim=True).masked_fill(ended[:, None], END)
+            tokens = torch.cat((tokens, given), dim=1)
+            ended |= given[:, 0] == END
+            if ended.all():
+                break
+        self.used += time.process_time() - begun
+        return [self.words.decode(row.tolist()) for row in tokens]
 
 
 def plain(text: str) -> list[str]:
@@ -216,11 +223,17 @@ def run(chosen: Settings) -> dict[str, Any]:
     return results
 
 
+def study(chosen: Settings) -> dict[str, Any]:
+    """Run, and write results."""
+    results = run(chosen)
+    folder = write(chosen.output_dir, chosen, results)
+    print(f"wrote {folder / 'results.json'}")
+    return results
+
+
 def main() -> None:
     """Run from flags."""
-    chosen = settings(Settings)
-    folder = write(chosen.output_dir, chosen, run(chosen))
-    print(f"wrote {folder / 'results.json'}")
+    carry_out(lambda: study(settings(Settings)), f"{ANEW}, but for references that were heard to the end")
 
 
 if __name__ == "__main__":

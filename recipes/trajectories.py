@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import DecisionTransformerConfig, DecisionTransformerModel
 
 import pospatch
-from pospatch.training.study import Curve, draw, fit, settings, spread, stacks, write
+from pospatch.training.run import carry_out
+from pospatch.training.study import ANEW, Curve, draw, fit, progress, settings, spread, stacks, write
 
 AHEAD = 50  # steps of reward that a return counts
 SEEN = [0, 2]  # cart position and pole angle
@@ -71,14 +72,16 @@ def record(chosen: Settings, seed: int, length: int, errs: float) -> dict[str, T
     carts = worlds(chosen.episodes, 2 * length + AHEAD)
     state, _ = carts.reset(seed=1000 * seed)
     alive, states, actions, meant, rewards = np.ones(chosen.episodes), [], [], [], []
-    for _ in range(length + AHEAD):  # returns look ahead
-        right = driver(state)
-        action = np.where(drawn.random(chosen.episodes) < share, drawn.integers(0, 2, chosen.episodes), right)
-        for held, value in ((states, state[:, SEEN]), (actions, 2.0 * action - 1), (meant, 2.0 * right - 1)):
-            held.append(value)
-        rewards.append(alive.copy())
-        state, _, ended, _, _ = carts.step(action)
-        alive *= ~ended
+    with progress(f"recording {length} steps", length + AHEAD) as advance:
+        for _ in range(length + AHEAD):  # returns look ahead
+            right = driver(state)
+            action = np.where(drawn.random(chosen.episodes) < share, drawn.integers(0, 2, chosen.episodes), right)
+            for held, value in ((states, state[:, SEEN]), (actions, 2.0 * action - 1), (meant, 2.0 * right - 1)):
+                held.append(value)
+            rewards.append(alive.copy())
+            state, _, ended, _, _ = carts.step(action)
+            alive *= ~ended
+            advance()
     carts.close()
     reward = np.stack(rewards, axis=1)
     returns = np.stack([reward[:, i + 1 : i + 1 + AHEAD].sum(1) / AHEAD for i in range(length)], axis=1)
@@ -118,12 +121,14 @@ def loss_on(data: dict[str, Tensor], context: int, batch: int = 64) -> Any:
 @torch.no_grad()
 def agreement(model: Any, data: dict[str, Tensor], chosen: Settings, end: int) -> float:
     """% of steps among the `trained_length` before `end` at which the model does what the driver means to."""
-    right = []
-    for last in range(end - chosen.trained_length + chosen.context, end, 4):
-        which = (data["lasted"] > last).nonzero()[:, 0]
-        steps = (last - chosen.context + 1 + torch.arange(chosen.context)).expand(len(which), -1)
-        done = model(**stretch(data, which, steps)).action_preds[:, -1, 0]
-        right.append((done > 0) == (data["meant"][which, last, 0] > 0))
+    right, scored = [], range(end - chosen.trained_length + chosen.context, end, 4)
+    with progress(f"as the driver up to step {end}", len(scored)) as advance:
+        for last in scored:
+            which = (data["lasted"] > last).nonzero()[:, 0]
+            steps = (last - chosen.context + 1 + torch.arange(chosen.context)).expand(len(which), -1)
+            done = model(**stretch(data, which, steps)).action_preds[:, -1, 0]
+            right.append((done > 0) == (data["meant"][which, last, 0] > 0))
+            advance()
     return 100 * float(torch.cat(right).float().mean())
 
 
@@ -136,21 +141,23 @@ def drive(model: Any, chosen: Settings, length: int, seed: int) -> float:
     state, _ = carts.reset(seed=500_000 + 1000 * seed)
     alive, lasted = np.ones(count, dtype=bool), np.zeros(count)
     states, actions = torch.zeros(count, 0, 2), torch.zeros(count, 0, 1)
-    for step in range(length):
-        states = torch.cat((states, torch.tensor(state[:, SEEN], dtype=torch.float)[:, None]), dim=1)[:, -context:]
-        actions = torch.cat((actions, torch.zeros(count, 1, 1)), dim=1)[:, -context:]
-        steps = torch.arange(step + 1)[-context:].expand(count, -1)
-        wanted = torch.ones(count, steps.shape[1], 1)
-        given = {"states": states, "actions": actions, "returns_to_go": wanted, "timesteps": steps}
-        done = model(**given, attention_mask=torch.ones_like(steps)).action_preds[:, -1, 0] > 0
-        pushed = torch.rand(2, count, generator=drawn)
-        done = torch.where(pushed[0] < chosen.pushed, pushed[1] > 0.5, done)
-        actions[:, -1, 0] = 2.0 * done - 1
-        lasted += alive
-        state, _, ended, _, _ = carts.step(done.long().numpy())
-        alive &= ~ended
-        if not alive.any():
-            break
+    with progress(f"driving {length} steps", length) as advance:
+        for step in range(length):
+            states = torch.cat((states, torch.tensor(state[:, SEEN], dtype=torch.float)[:, None]), dim=1)[:, -context:]
+            actions = torch.cat((actions, torch.zeros(count, 1, 1)), dim=1)[:, -context:]
+            steps = torch.arange(step + 1)[-context:].expand(count, -1)
+            wanted = torch.ones(count, steps.shape[1], 1)
+            given = {"states": states, "actions": actions, "returns_to_go": wanted, "timesteps": steps}
+            done = model(**given, attention_mask=torch.ones_like(steps)).action_preds[:, -1, 0] > 0
+            pushed = torch.rand(2, count, generator=drawn)
+            done = torch.where(pushed[0] < chosen.pushed, pushed[1] > 0.5, done)
+            actions[:, -1, 0] = 2.0 * done - 1
+            lasted += alive
+            state, _, ended, _, _ = carts.step(done.long().numpy())
+            alive &= ~ended
+            advance()
+            if not alive.any():
+                break
     carts.close()
     return 100 * float(lasted.mean()) / length
 
@@ -175,13 +182,13 @@ def run(chosen: Settings) -> dict[str, Any]:
         data = record(chosen, seed, chosen.trained_length, 0.4)
         unseen = record(chosen, 10_000 + seed, max(lengths), 0.2)
         base, loss = build(chosen), loss_on(data, chosen.context)
-        fit(base, loss, steps=chosen.steps, rate=chosen.learning_rate)
+        fit(base, loss, steps=chosen.steps, rate=chosen.learning_rate, name=f"seed {seed}, training")
         before.append(agreement(base, unseen, chosen, chosen.trained_length))
         print(f"seed {seed}, trained with the table: as the driver at {before[-1]:.1f} % of short episodes", flush=True)
         for name, methods in patches.items():
             model = pospatch.apply(copy.deepcopy(base), methods)
             torch.manual_seed(100 + seed)
-            fit(model, loss, steps=chosen.steps_after, rate=chosen.learning_rate)
+            fit(model, loss, steps=chosen.steps_after, rate=chosen.learning_rate, name=f"seed {seed}, {name}")
             one = found[name]
             one["as_the_driver"].append([agreement(model, unseen, chosen, length) for length in lengths])
             one["pole_up"].append([drive(model, chosen, length, seed) for length in lengths])
@@ -191,9 +198,8 @@ def run(chosen: Settings) -> dict[str, Any]:
     return {"lengths": lengths, "as_the_driver_before": before, "found": found}
 
 
-def main() -> None:
-    """Run from flags."""
-    chosen = settings(Settings)
+def study(chosen: Settings) -> dict[str, Any]:
+    """Run, and write results and picture."""
     results = run(chosen)
     folder = write(chosen.output_dir, chosen, results)
     curves = [
@@ -205,6 +211,12 @@ def main() -> None:
         up="as the driver, %", mark=chosen.trained_length,
     )  # fmt: skip
     print(f"wrote {folder / 'results.json'} and {folder / 'picture.png'}")
+    return results
+
+
+def main() -> None:
+    """Run from flags."""
+    carry_out(lambda: study(settings(Settings)), ANEW)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from torch.nn.functional import cross_entropy, interpolate
 from transformers import ViTConfig, ViTModel
 
 import pospatch
-from pospatch.training.study import Curve, draw, fit, settings, spread, stacks, write
+from pospatch.training.run import carry_out
+from pospatch.training.study import ANEW, Curve, draw, fit, progress, settings, spread, stacks, write
 
 DIGIT, PATCH = 8, 2  # pixels
 
@@ -108,13 +109,15 @@ def score(model: nn.Module, pages: Pages, chosen: Settings) -> dict[str, list[fl
         return pages(count, round(chosen.trained_size * side), torch.Generator().manual_seed(1))
 
     found: dict[str, list[float]] = {"larger": [], "enlarged": []}
-    for factor in chosen.factors:
-        found["larger"].append(accuracy(model, *drawn(factor, factor)))
-        page, label, counts = drawn(factor, 1.0)
-        size = round(chosen.trained_size * factor)
-        old = ((torch.arange(size // PATCH) + 0.5) * chosen.trained_size / size).long()  # the patch that each lies in
-        finer = interpolate(page, size=(size, size), mode="bilinear", align_corners=False)
-        found["enlarged"].append(accuracy(model, finer, label[:, old][:, :, old], counts[:, old][:, :, old]))
+    with progress("scoring", len(chosen.factors)) as advance:
+        for factor in chosen.factors:
+            found["larger"].append(accuracy(model, *drawn(factor, factor)))
+            page, label, counts = drawn(factor, 1.0)
+            size = round(chosen.trained_size * factor)
+            old = ((torch.arange(size // PATCH) + 0.5) * chosen.trained_size / size).long()  # where each patch lies
+            finer = interpolate(page, size=(size, size), mode="bilinear", align_corners=False)
+            found["enlarged"].append(accuracy(model, finer, label[:, old][:, :, old], counts[:, old][:, :, old]))
+            advance()
     return found
 
 
@@ -132,7 +135,7 @@ def run(chosen: Settings) -> dict[str, Any]:
 
         torch.manual_seed(seed)
         base = Reader(chosen)
-        fit(base, loss, steps=chosen.steps, rate=chosen.learning_rate)
+        fit(base, loss, steps=chosen.steps, rate=chosen.learning_rate, name=f"seed {seed}, training")
         before.append(score(base, held_out, chosen))
         print(f"seed {seed}, trained with the table: {shown(before[-1])}", flush=True)
         for name, methods in patches.items():
@@ -140,7 +143,7 @@ def run(chosen: Settings) -> dict[str, Any]:
             if methods:
                 pospatch.apply(model.vit, methods)
             torch.manual_seed(100 + seed)
-            fit(model, loss, steps=chosen.steps_after, rate=chosen.learning_rate)
+            fit(model, loss, steps=chosen.steps_after, rate=chosen.learning_rate, name=f"seed {seed}, {name}")
             scores = score(model, held_out, chosen)
             for kind, values in scores.items():
                 found[name][kind].append(values)
@@ -153,9 +156,8 @@ def shown(scores: dict[str, list[float]]) -> str:
     return ", ".join(f"{kind} {' '.join(f'{v:.1f}' for v in values)} %" for kind, values in scores.items())
 
 
-def main() -> None:
-    """Run from flags."""
-    chosen = settings(Settings)
+def study(chosen: Settings) -> dict[str, Any]:
+    """Run, and write results and picture."""
     results = run(chosen)
     folder = write(chosen.output_dir, chosen, results)
     curves = [
@@ -169,6 +171,12 @@ def main() -> None:
         up="patches named right, %", mark=1.0,
     )  # fmt: skip
     print(f"wrote {folder / 'results.json'} and {folder / 'picture.png'}")
+    return results
+
+
+def main() -> None:
+    """Run from flags."""
+    carry_out(lambda: study(settings(Settings)), ANEW)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 import yaml
 
 from pospatch.errors import BadOption, BadOptionType, UnknownName
+from pospatch.training import study
 from pospatch.training.study import Curve, draw, fit, settings, spread, stacks
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -89,6 +92,67 @@ def test_settings_come_from_file_and_flags_and_say_what_is_wrong(tmp_path: Path)
     for word in ("[]", "3", "{}", "{a: 3}"):
         with pytest.raises(BadOptionType, match="patch"):
             stacks(word)
+
+
+@pytest.mark.parametrize("name", ["vision", "trajectories", "speech"])
+def test_a_script_ends_with_one_line_where_it_cannot_go_on(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    module = recipe(name)
+    monkeypatch.setattr(sys, "argv", [name])
+    with pytest.raises(SystemExit, match=r"^BadOptionType: the following arguments are required: --output_dir"):
+        module.main()
+    given = ["--patch", "x", "--part", "encoder"] if name == "speech" else ["--patches", "[]"]
+    monkeypatch.setattr(sys, "argv", [name, "--output_dir", str(tmp_path / "run"), *given])
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "stacks" if name != "speech" else "Ear", interrupted)
+    with pytest.raises(SystemExit, match=r"^interrupted; nothing is written before the end"):
+        module.main()
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_is_interrupted_in_training_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    module, config = recipe("vision"), RECIPES / "configs" / "beyond" / "digits.yaml"
+    own, calls = module.cross_entropy, []
+
+    def loss(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:  # in the training after the first patch
+            raise KeyboardInterrupt
+        return own(*args)
+
+    monkeypatch.setattr(module, "cross_entropy", loss)
+    flags = ["--config", str(config), "--output_dir", str(tmp_path / "run"), *SMALL["vision"]]
+    monkeypatch.setattr(sys, "argv", ["vision", *flags])
+    with pytest.raises(SystemExit, match=r"^interrupted; nothing is written before the end"):
+        module.main()
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["vision", "trajectories"])
+def test_training_and_scoring_move_a_bar(name: str, tmp_path: Path, monkeypatch: Any) -> None:
+    """Every bar is moved as often as it has steps, or driving ended early."""
+    bars: list[list[Any]] = []
+
+    @contextmanager
+    def bar(title: str, total: int, enabled: bool) -> Iterator[Callable[[], None]]:
+        assert enabled
+        bars.append(one := [title, total, 0])
+
+        def advance() -> None:
+            one[2] += 1
+
+        yield advance
+
+    monkeypatch.setattr(study, "bar", bar)
+    config = {"vision": "digits", "trajectories": "cartpole"}[name]
+    flags = ["--config", str(RECIPES / "configs" / "beyond" / f"{config}.yaml"), "--output_dir", str(tmp_path)]
+    recipe(name).study(settings(recipe(name).Settings, [*flags, *SMALL[name]]))
+    titles = [title for title, _, _ in bars]
+    assert "seed 0, training" in titles
+    assert any("scoring" in title or "driving" in title for title in titles)
+    assert all(0 < moved <= total if "driving" in title else moved == total for title, total, moved in bars)
 
 
 def test_the_loop_learns_and_leaves_frozen_tensors_alone() -> None:

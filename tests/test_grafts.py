@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import pospatch
@@ -19,7 +20,7 @@ from pospatch.training import graft, tuning
 from pospatch.training.arguments import parse
 from pospatch.training.fade import Fade
 from pospatch.training.options import TuneArguments
-from pospatch.training.run import run
+from pospatch.training.run import Run, run
 from pospatch.training.trainer import cut
 from tests import tiny
 from tests.test_training import _config, _losses, _run, _weights
@@ -134,6 +135,83 @@ def test_a_patch_at_a_step_resumes_on_both_sides_of_it(tmp_path: Path) -> None:
         assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
+_DROPE = {
+    "patch": ["nope", {"method": "qk_norm", "over": "all"}],
+    "graft": "at_step",
+    "graft_steps": 3,
+    "save_steps": 1,
+}
+_BRINGING = {
+    "DroPE with QK norm": {**_DROPE, "weight_decay": 0.1},
+    "DroPE with QK norm, lora": {**_DROPE, "tuning": "lora"},
+    "a bias, with decay": {**_DROPE, "patch": "t5_bias", "weight_decay": 0.5},
+    "a longer table of a GPT-2": {
+        **_DROPE,
+        "model": {"model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 48, "vocab_size": 259},
+        "patch": {"method": "learned", "length": 96},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", _BRINGING.values(), ids=_BRINGING.keys())
+def test_tensors_that_a_patch_brings_at_a_step_are_trained_from_there_and_resume(
+    tmp_path: Path, changes: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the step the run is one without the patch; a checkpoint on either side of it ends in the same model."""
+    changes = {**changes, "save_total_limit": 9}
+    whole = _run(tmp_path / "whole", **changes)
+    unpatched = _run(tmp_path / "unpatched", **{**changes, "patch": None, "graft": "swap", "graft_steps": 0})
+    assert _losses(whole)[:3] == _losses(unpatched)[:3]
+    assert _losses(whole)[3:] != _losses(unpatched)[3:]
+    wanted = _weights(whole)
+    first, last = (load_file(whole / f"checkpoint-{step}" / "trained_patch.safetensors") for step in (4, 6))
+    assert all((last[name] - value).abs().max() > 1e-3 for name, value in first.items())
+    assert not (whole / "checkpoint-3" / "trained_patch.safetensors").exists()
+    for step in (3, 4, 6):
+        half = tmp_path / f"half{step}" / "out"
+        shutil.copytree(whole, half)
+        for later in (path for path in half.glob("checkpoint-*") if int(path.name.split("-")[1]) > step):
+            shutil.rmtree(later)
+        caplog.clear()
+        _run(tmp_path / f"half{step}", **changes)
+        assert "unexpected keys" not in caplog.text
+        assert _losses(half) == _losses(whole)
+        ours = _weights(half)
+        assert ours.keys() == wanted.keys()
+        assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("patch", [_DROPE["patch"], "t5_bias"], ids=["qk_norm", "t5_bias"])
+def test_tensors_that_come_at_a_step_decay_as_those_that_stood_from_the_start(
+    tmp_path: Path, patch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, dict[str, float]] = {}
+    own = Run._save
+
+    def save(self: Run) -> None:
+        decay = {id(p): group["weight_decay"] for group in self.trainer.optimizer.param_groups for p in group["params"]}
+        found[self.folder.parent.name] = {
+            name: decay[id(value)] for name, value in tuning.own_tensors(self.model).items()
+        }
+        own(self)
+
+    monkeypatch.setattr(Run, "_save", save)
+    common = {"patch": patch, "weight_decay": 0.1, "max_steps": 2}
+    _run(tmp_path / "late", **common, graft="at_step", graft_steps=1)
+    _run(tmp_path / "start", **common)
+    assert found["late"] == found["start"] != {}
+
+
+def test_gains_at_a_step_are_refused_where_processes_would_not_share_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pospatch.training import processes
+
+    monkeypatch.setattr(processes, "check", lambda *args: "ddp")
+    with pytest.raises(BadOption, match=r"under ddp: the patch brings tensors of its own \(.*; use graft: swap"):
+        _run(tmp_path, **_DROPE)
+
+
 @pytest.mark.parametrize(
     "changes", [{"patch": "nope", "graft": "at_step", "graft_steps": 4}, {}], ids=["at_step", "swap"]
 )
@@ -165,8 +243,6 @@ def test_a_patch_at_a_step_is_probed_when_it_stands(tmp_path: Path, monkeypatch:
 
 
 def test_grafts_that_cannot_be(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedHost, match="tensors of their own"):
-        graft.SwapAtStep(tiny.build("llama"), [("t5_bias", {})], 2, print, lambda: None)
     with pytest.raises(BadOption, match="needs a patch"):
         graft.schedule(TuneArguments(graft="fade", graft_steps=2), tiny.build("llama"), [], print)
     later = {"patch": {"method": "dynamic_ntk", "factor": 2.0}, "graft": "at_step", "graft_steps": 2}
@@ -307,8 +383,9 @@ def test_a_plan_that_needs_more_memory_than_there_is_says_so(tmp_path: Path) -> 
     from pospatch.training import plan
 
     arguments = parse(["--config", str(_config(tmp_path, sequence_length=10**9, train_tokens=None))])
-    line = plan.memory(arguments, tiny.build("llama"), 1)
-    assert "MORE THAN THERE IS" in line
+    assert "MORE THAN IS FREE" in plan.memory(arguments, tiny.build("llama"))
+    with pytest.raises(BadOption, match=r"has .* GiB in all"):
+        plan.check_memory(arguments, tiny.build("llama"), shared_out=False)
 
 
 def test_what_deepspeed_shards_is_gathered_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import AutoModelForCausalLM, ByT5Tokenizer
 
 import pospatch
 from pospatch.errors import BadOption, BadOptionType, CheckpointError, UnknownName, UnsupportedHost
-from pospatch.training import disk, loss, tuning
+from pospatch.training import disk, loss, options, plan, tuning
 from pospatch.training.arguments import parse
 from pospatch.training.callbacks import MetricsFile
 from pospatch.training.data import load
@@ -439,3 +440,106 @@ def test_metrics_of_steps_that_are_done_again_are_dropped(tmp_path: Path) -> Non
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     MetricsFile(path, 1).keep_until(0)
     assert path.read_text() == ""
+
+
+def test_a_last_line_that_a_kill_cut_off_is_dropped_and_the_run_goes_on(tmp_path: Path) -> None:
+    whole = _run(tmp_path / "whole")
+    half = tmp_path / "half" / "out"
+    shutil.copytree(whole, half)
+    shutil.rmtree(half / "checkpoint-6")
+    metrics = half / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().rstrip()[:-30])
+    _run(tmp_path / "half")
+    assert _losses(half) == _losses(whole)
+
+
+def test_a_broken_line_among_metrics_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for broken in ('{"step": 2, "lo', "7", '{"loss": 1.0}', ""):
+        path.write_text(f'{{"step": 1}}\n{broken}\n{{"step": 3}}\n')
+        with pytest.raises(BadOption, match=r"metrics\.jsonl, line 2 is no JSON object with a step.*delete that line"):
+            MetricsFile(path, 1).keep_until(3)
+        assert path.read_text().count("\n") == 3  # nothing is lost meanwhile
+
+
+# what is shown --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_bar_says_tokens_a_second_and_a_resumed_one_begins_where_the_run_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = _run(tmp_path, disable_tqdm=False)
+    assert re.search(r"6/6 .*\d tokens/s", capsys.readouterr().err)
+    shutil.rmtree(out / "checkpoint-6")
+    _run(tmp_path, disable_tqdm=False)
+    shown = capsys.readouterr().err
+    assert "tokens/s" in shown
+    assert "3/6 " in shown
+    rates = [json.loads(line)["tokens_per_second"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    last = float(re.findall(r"([\d,]+) tokens/s", shown)[-1].replace(",", ""))
+    assert last == pytest.approx(rates[-1], rel=0.5)  # of three steps in both, not of six in the time of three
+
+
+def test_tensorboard_is_the_default_and_writes_into_the_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    out = _run(tmp_path, max_steps=2)
+    assert "trackers: tensorboard" in capsys.readouterr().out
+    assert list(out.glob("runs/*/events.out.tfevents.*"))
+    run(parse(["--config", str(_config(tmp_path / "dry")), "--dry_run", "true"]))
+    quiet = _run(tmp_path / "quiet", max_steps=2, report_to="none")
+    assert not (quiet / "runs").exists()
+    assert not list((tmp_path / "elsewhere").iterdir())
+    kept = yaml.safe_load((quiet / "config.yaml").read_text())
+    assert kept["report_to"] == "none"
+    assert "report_to" not in yaml.safe_load((out / "config.yaml").read_text())
+
+
+def test_where_tensorboard_is_not_installed_a_run_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in (options, plan):
+        monkeypatch.setattr(module, "is_tensorboard_available", lambda: False)
+    out = _run(tmp_path, max_steps=2)
+    assert "trackers: none, as tensorboard is not installed" in capsys.readouterr().out
+    assert not (out / "runs").exists()
+    _run(tmp_path / "asked", max_steps=2, report_to="none")
+    assert "trackers" not in capsys.readouterr().out
+
+
+# memory -------------------------------------------------------------------------------------------------------------------
+
+
+def test_more_memory_than_the_machine_has_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(plan, "_all_memory", lambda device: 100_000)
+    with pytest.raises(BadOption, match=r"training needs about .* GiB .* in all.*check_memory: false goes on"):
+        _run(tmp_path)
+    assert not (tmp_path / "out" / "start.json").exists()
+    assert (_run(tmp_path, max_steps=2, check_memory=False) / "results.json").is_file()
+    monkeypatch.setattr(plan, "_all_memory", lambda device: 10**12)
+    monkeypatch.setattr(plan, "available_memory", lambda device: 100_000)
+    capsys.readouterr()
+    _run(tmp_path / "busy", max_steps=2)
+    assert "MORE THAN IS FREE" in capsys.readouterr().out
+
+
+def test_the_estimate_is_what_a_run_holds_and_parts_of_it_are_not_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = parse(["--config", str(_config(tmp_path, loss_slice=8))])
+    model = tuning.build(arguments.model).model
+    weights = sum(value.numel() * value.element_size() for value in model.parameters())
+    activations, logits = 2 * 48 * 32 * 4 * 17 * 2, 8 * 2 * 8 * 259
+    assert plan.needed(arguments, model) == 4 * weights + activations + logits  # gradients and AdamW's two moments
+    assert plan.needed(parse(["--config", str(_config(tmp_path, loss_slice=8, optim="sgd"))]), model) == (
+        2 * weights + activations + logits
+    )
+    monkeypatch.setattr(plan, "_all_memory", lambda device: 1)
+    plan.check_memory(arguments, model, shared_out=True)
+    with pytest.raises(BadOption, match="in all"):
+        plan.check_memory(arguments, model, shared_out=False)

@@ -25,6 +25,7 @@ from pospatch.factors._needles import answer_loss, questions
 __all__ = ["search"]
 
 _ROOM = 1.25  # divisors go up to this many times the factor, as in LongRoPE
+_LAST = 2  # losses after the last candidate: what was found, and yarn, at needles that the search did not see
 
 
 def search(
@@ -56,7 +57,8 @@ def search(
         needles: questions a candidate is asked, their needles at depths spread evenly.
         evolution: sizes and seed; None is the paper's (64 candidates, 40 generations of 32 children).
         evaluations: candidates measured in this call at most; None is no limit.
-        minutes: time of this call at most; a candidate that was begun is finished. None is no limit.
+        minutes: time of this call at most. A candidate is begun only where there is time for it and for the two losses that a
+            result ends with, going by what took longest so far; what was begun is finished. None is no limit.
         path: where to write the result (.json and .png) and, meanwhile, the losses to go on from.
         progress: show a bar on stderr.
 
@@ -68,6 +70,7 @@ def search(
     import pospatch
 
     plan = evolution or Evolution()
+    began = time.monotonic()
     trained = _check(model, length, needles, evaluations, minutes)
     factor = math.ceil(100 * length / trained) / 100
     tokens = text_tokens(tokenizer, text, length)
@@ -78,24 +81,24 @@ def search(
     )
     run = {"model": record, "text": tokens.record, "length": length, "needles": needles, "plan": vars(plan)}
     cells = Cells(path, run)
-    before = answer_loss(SlicedHead(model), unseen)
+    end = math.inf if minutes is None else began + 60 * minutes
     seeds = _seeds(model, factor)
-    scorer = _Scorer(model, factor, len(seeds["ntk"]), asked, cells, evaluations, minutes)
+    scorer = _Scorer(model, factor, len(seeds["ntk"]), asked, cells, evaluations, end)
     total = plan.population + plan.generations * (plan.mutations + plan.crossovers)
+    total = total if evaluations is None else min(total, len(cells.done) + evaluations)
     try:
-        with bar(f"search, factor {factor:g}", min(total, evaluations or total), progress) as advance:
+        with bar(f"search, factor {factor:g}", 1 + total + _LAST, progress) as advance:
             scorer.advance = advance
+            before = scorer.loss("unpatched, unseen", unseen, lambda: None)
             population, complete = plan.run(list(seeds.values()), _ROOM * factor, scorer)
-        if not population.losses:
-            raise BadOption(
-                "the budget ended before the first candidate was measured: give more evaluations or minutes"
-            )
-        best, loss = population.best(1)[0]
-        scorer.put_on(best)
-        after = answer_loss(SlicedHead(model), unseen)
-        pospatch.remove(model)
-        pospatch.apply(model, "yarn", factor=factor)
-        yarn = answer_loss(SlicedHead(model), unseen)
+            if not population.losses:
+                raise BadOption(
+                    "the budget ended before the first candidate was measured: give more evaluations or minutes (a loss took "
+                    f"{scorer.longest / 60:.2g} minutes, and a first result needs {2 + _LAST} of them)"
+                )
+            best, loss = population.best(1)[0]
+            after = scorer.loss(f"{_name(best)}, unseen", unseen, lambda: scorer.put_on(best))
+            yarn = scorer.loss("yarn, unseen", unseen, lambda: _put_on_alone(model, "yarn", factor))
     finally:
         if pospatch.inspect(model).stack:
             pospatch.remove(model)
@@ -106,7 +109,7 @@ def search(
         long_factor=list(best),
         length=length,
         losses={"found": loss, **known},
-        held_out={name: _finite(each) for name, each in (("unpatched", before), ("yarn", yarn), ("found", after))},
+        held_out={"unpatched": before, "yarn": yarn, "found": after},
         history=population.history or [loss],
         evaluations=len(population.losses),
         complete=complete,
@@ -126,7 +129,10 @@ def search(
 
 
 class _Scorer:
-    """The loss of a candidate, kept on disk; None once the budget is spent."""
+    """The loss of a candidate, kept on disk; None once the budget is spent.
+
+    longest: seconds of the slowest loss of this call.
+    """
 
     def __init__(
         self,
@@ -136,24 +142,36 @@ class _Scorer:
         asked: list[Question],
         cells: Cells,
         most: int | None,
-        minutes: float | None,
+        end: float,
     ) -> None:
         self.model, self.factor, self.half, self.asked, self.cells = model, factor, half, asked, cells
         self.left = math.inf if most is None else most
-        self.end = math.inf if minutes is None else time.monotonic() + 60 * minutes
+        self.end, self.longest = end, 0.0
         self.advance: Callable[[], None] = lambda: None
 
     def __call__(self, candidate: Candidate) -> float | None:
-        name = " ".join(f"{each:g}" for each in candidate)
+        name = _name(candidate)
         if name not in self.cells:
-            if self.left <= 0 or time.monotonic() >= self.end:
+            if self.left <= 0 or not self._in_time():
                 return None
             self.left -= 1
-            self.put_on(candidate)
-            self.cells[name] = _finite(answer_loss(SlicedHead(self.model), self.asked))
-            self.advance()
-        loss = self.cells[name]
-        return math.inf if loss is None else float(loss)
+        loss = self.loss(name, self.asked, lambda: self.put_on(candidate))
+        return math.inf if loss is None else loss
+
+    def _in_time(self) -> bool:
+        """Is there time for one more candidate, and for what comes after the last one?"""
+        return time.monotonic() + (1 + _LAST) * self.longest < self.end
+
+    def loss(self, name: str, asked: list[Question], put_on: Callable[[], None]) -> float | None:
+        """The loss of what `put_on` puts on, None where it is not finite; one that is known by its name is not measured again."""
+        if name not in self.cells:
+            begun = time.monotonic()
+            put_on()
+            self.cells[name] = _finite(answer_loss(SlicedHead(self.model), asked))
+            self.longest = max(self.longest, time.monotonic() - begun)
+        self.advance()
+        found: float | None = self.cells[name]
+        return found
 
     def put_on(self, candidate: Candidate) -> None:
         """Apply the candidate; one that stands is replaced."""
@@ -161,6 +179,20 @@ class _Scorer:
 
         ones = (1.0,) * self.half
         pospatch.apply(self.model, "longrope", factor=self.factor, short_factor=ones, long_factor=candidate)
+
+
+def _name(candidate: Candidate) -> str:
+    """What the loss of a candidate is kept as."""
+    return " ".join(f"{each:g}" for each in candidate)
+
+
+def _put_on_alone(model: Any, method: str, factor: float) -> None:
+    """Apply a method in the place of whatever stands."""
+    import pospatch
+
+    if pospatch.inspect(model).stack:
+        pospatch.remove(model)
+    pospatch.apply(model, method, factor=factor)
 
 
 def _check(model: Any, length: int, needles: int, evaluations: int | None, minutes: float | None) -> int:

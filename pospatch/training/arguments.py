@@ -135,7 +135,7 @@ def _plain(values: dict[str, Any]) -> dict[str, Any]:
         plain = structure(name, kept.get(name))
         if isinstance(plain, dict | list):
             kept[name] = plain
-    stock = vars(HfArgumentParser(TrainingArguments).parse_args([]))
+    stock = {**vars(HfArgumentParser(TrainingArguments).parse_args([])), "report_to": "auto"}
     changed = {name: values[name] for name in stock if values[name] != stock[name]}
     found: dict[str, Any] = json.loads(json.dumps({**kept, **changed}, default=str))
     return {name: value for name, value in found.items() if value is not None}

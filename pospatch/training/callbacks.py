@@ -1,4 +1,4 @@
-"""What happens beside the optimizer: metrics.jsonl, and a signal that ends the run where it can be resumed."""
+"""What happens beside the optimizer: metrics.jsonl, a bar, and a signal that ends the run where it can be resumed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import ProgressCallback, TrainerCallback
 
-__all__ = ["MetricsFile", "OnBegin", "StopOnSignal"]
+from pospatch.errors import BadOption
+from pospatch.evaluate._result import write_text
+
+__all__ = ["MetricsFile", "OnBegin", "StopOnSignal", "TokensBar"]
 
 
 class MetricsFile(TrainerCallback):
@@ -31,10 +34,28 @@ class MetricsFile(TrainerCallback):
             self.keep_until(state.global_step)
 
     def keep_until(self, step: int) -> None:
-        """Drop what a resumed run will do again: lines of steps after the checkpoint."""
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= step] if step else []
-        self.path.write_text("".join(line + "\n" for line in kept))
+        """Drop what a resumed run will do again: lines of steps after the checkpoint.
+
+        Raises:
+            BadOption: a line that no run wrote stands among the others.
+        """
+        kept = [line for line, its_step in self._lines() if its_step <= step] if step else []
+        write_text(self.path, "".join(line + "\n" for line in kept))
+
+    def _lines(self) -> Iterator[tuple[str, int]]:
+        """The lines and their steps; a last one that a kill or a full disk cut off is none."""
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        for number, line in enumerate(lines, 1):
+            try:
+                step = int(json.loads(line)["step"])
+            except (ValueError, TypeError, KeyError) as error:
+                if number == len(lines):
+                    return
+                raise BadOption(
+                    f"{self.path}, line {number} is no JSON object with a step: got {line[:60]!r}; delete that line, or the file "
+                    "if its numbers are not needed, and start the same command again"
+                ) from error
+            yield line, step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         wanted = any(name == "loss" or name.startswith("eval_") for name in logs or ())
@@ -69,6 +90,29 @@ def _peak_memory() -> float:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 2)
+
+
+class TokensBar(ProgressCallback):
+    """The Trainer's bar with tokens per second; in a resumed run both rates are of what this run has done."""
+
+    def __init__(self, tokens_per_step: int) -> None:
+        super().__init__()
+        self.tokens_per_step = tokens_per_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        self.current_step = self._first_step = state.global_step
+        self._begun = time.monotonic()
+        if self.training_bar is not None:
+            self.training_bar.initial = self.training_bar.n = state.global_step
+            self.training_bar.refresh()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        seconds = time.monotonic() - self._begun
+        if self.training_bar is not None and seconds:
+            rate = (state.global_step - self._first_step) * self.tokens_per_step / seconds
+            self.training_bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
+        super().on_step_end(args, state, control, **kwargs)
 
 
 class OnBegin(TrainerCallback):

@@ -12,7 +12,7 @@ from typing import Any
 from pospatch.errors import BadOption, PospatchError
 from pospatch.training.arguments import Arguments
 
-__all__ = ["check", "needed", "watched"]
+__all__ = ["check", "moments", "needed", "watched"]
 
 FULL = 2**20  # bytes left of a disk that libtorch has filled
 
@@ -25,9 +25,13 @@ def needed(arguments: Arguments, model: Any) -> tuple[int, str]:
         return weights, "the trained model"
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     kept = trained if arguments.tune.tuning.startswith("lora") else weights
+    return weights + kept + moments(args) * trained, "the trained model and a checkpoint"
+
+
+def moments(args: Any) -> int:
+    """How many tensors of the size of what is trained the optimizer keeps for certain."""
     optimizer = str(getattr(args.optim, "value", args.optim))
-    two_moments = "adam" in optimizer and "bit" not in optimizer  # each of the size of what is trained
-    return weights + kept + (2 * trained if two_moments else 0), "the trained model and a checkpoint"
+    return 2 if "adam" in optimizer and "bit" not in optimizer else 0
 
 
 def check(arguments: Arguments, model: Any, folder: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from pospatch.errors import BadOption
+from pospatch.evaluate._progress import bar
 from pospatch.training import data as packing
 from pospatch.training import tuning
 from pospatch.training.arguments import parse
@@ -161,17 +162,21 @@ class DistillRun(Run):
         training = model.training
         model.eval()
         found: list[tuple[float, float]] = []
-        compared = 0
-        for row in self.data.windows["base"]:
-            batch = {
-                name: value.to(trainer.args.device) for name, value in self._collate([row]).items() if name != "labels"
-            }
-            extra = {"output_hidden_states": self.options.match != "logits"}
-            student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
-            real = batch.get("attention_mask")
-            compared += int(batch["input_ids"].numel() if real is None else real.sum())
-            measured = distance(student, teacher, self.options, real), self._agreement(student, teacher, real)
-            found.append((float(measured[0]), float(measured[1])))
+        compared, windows = 0, self.data.windows["base"]
+        with bar(when, len(windows), self.main and not trainer.args.disable_tqdm) as advance:
+            for row in windows:
+                batch = {
+                    name: value.to(trainer.args.device)
+                    for name, value in self._collate([row]).items()
+                    if name != "labels"
+                }
+                extra = {"output_hidden_states": self.options.match != "logits"}
+                student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
+                real = batch.get("attention_mask")
+                compared += int(batch["input_ids"].numel() if real is None else real.sum())
+                measured = distance(student, teacher, self.options, real), self._agreement(student, teacher, real)
+                found.append((float(measured[0]), float(measured[1])))
+                advance()
         model.train(training)
         loss, agreement = (sum(column) / len(found) for column in zip(*found, strict=True))
         length = self.data.record["evaluation"]["base"]

@@ -98,7 +98,7 @@ class Effect:
         arguments = self._arguments(name, self.arms[name], seed)
         _, text = halves(arguments.data)
         of = {
-            "config": {key: value for key, value in arguments.config.items() if key != "output_dir"},
+            "config": {k: value for k, value in arguments.config.items() if k not in ("output_dir", "check_memory")},
             "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "lengths": self.chosen.lengths, "scored": self.chosen.scored, "windows": self.chosen.windows,
         }  # fmt: skip

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +12,10 @@ from transformers import TrainerCallback
 
 import pospatch
 from pospatch.api import patch_of, unwrap
+from pospatch.checkpoint._own import own_tensors
 from pospatch.engine.embedding import EmptyTable
 from pospatch.errors import BadOption, UnsupportedHost
+from pospatch.training import tuning
 from pospatch.training.fade import Fade
 from pospatch.training.options import TuneArguments
 
@@ -37,41 +41,81 @@ class FadeSchedule(TrainerCallback):
 class SwapAtStep(TrainerCallback):
     """Applies a stack after so many steps of training without it, as DroPE drops the rotary encoding.
 
+    Tensors that the stack brings, as QK norm's gains, begin there. The optimizer and the schedule of the rate know them from the
+    start (`announce`), so that checkpoints on both sides of the step have one shape; what has no gradient yet is passed by.
+
     check: called when the patch has been applied in training.
+    brings: names of the stack's own tensors.
+    tensors: their values in a checkpoint that was made with the patch on, to be loaded as soon as it stands.
 
     Raises:
-        UnsupportedHost: the stack does not fit, or brings tensors that the optimizer, made before the step, would not know.
+        PospatchError: the stack does not fit.
     """
 
     def __init__(
         self, model: Any, stack: list[Any], step: int, say: Callable[[str], None], check: Callable[[], None]
     ) -> None:
         self.model, self.stack, self.step, self.say, self.check = model, stack, step, say, check
-        self._apply()  # what cannot work is said now
-        own = patch_of(model).kept  # type: ignore[union-attr]
-        pospatch.remove(model)
-        if own:
-            raise UnsupportedHost(
-                "graft: at_step takes methods without tensors of their own; this patch has some: use swap"
-            )
+        self.tensors: Path | None = None
+        self._announced: dict[str, torch.nn.Parameter] = {}
+        with self.standing():  # what cannot work is said now
+            self.brings = sorted(own_tensors(model))
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """The patch on the model for a while."""
+        self._apply()
+        try:
+            yield
+        finally:
+            pospatch.remove(self.model)
 
     def _apply(self) -> None:
         with torch.random.fork_rng(devices=[]):  # a resumed run does this at another time
             pospatch.apply(self.model, self.stack)
+
+    def announce(self, optimizer: Any, decaying: Callable[[Any], Collection[str]], decay: float) -> None:
+        """Give an optimizer the tensors that the patch will bring, as groups of their own.
+
+        decaying: gives the names of a model's parameters that weight decay is meant for.
+        """
+        if not self.brings:
+            return
+        with self.standing():
+            self._announced, names = own_tensors(self.model), decaying(self.model)
+            decayed = {id(value) for name, value in self.model.named_parameters() if name in names}
+        for share, wanted in ((decay, True), (0.0, False)):
+            group = [value for value in self._announced.values() if (id(value) in decayed) == wanted]
+            if group:
+                optimizer.add_param_group({"params": group, "weight_decay": share})
+
+    def _hand_over(self, optimizer: Any) -> None:
+        """The tensors that stand take the places, and the state, of those that were announced."""
+        standing = own_tensors(self.model)
+        new = {id(old): standing[name] for name, old in self._announced.items()}
+        for group in optimizer.param_groups if new else ():
+            group["params"] = [new.get(id(value), value) for value in group["params"]]
+        for old in self._announced.values():
+            if old in optimizer.state:
+                optimizer.state[new[id(old)]] = optimizer.state.pop(old)
+        self._announced = {}
+        if self.tensors is not None:
+            tuning.load_tensors(self.model, self.tensors)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.step >= state.max_steps:
             raise BadOption(
                 f"graft_steps {self.step}: the run ends after {state.max_steps} steps, before the patch is applied"
             )
-        self._apply_when_due(state)  # a run resumed at its end takes no step
+        self._apply_when_due(state, kwargs["optimizer"])  # a run resumed at its end takes no step
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._apply_when_due(state)
+        self._apply_when_due(state, kwargs["optimizer"])
 
-    def _apply_when_due(self, state: Any) -> None:
+    def _apply_when_due(self, state: Any, optimizer: Any) -> None:
         if state.global_step >= self.step and patch_of(self.model) is None:
             self._apply()
+            self._hand_over(optimizer)
             self.say(f"after step {state.global_step} the patch stands")
             self.check()
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
 from pospatch.errors import BadOptionType
 
@@ -110,7 +111,8 @@ class TuneArguments:
         lora_target: names of linear modules, or `all-linear` (all but the head).
         loss_slice: positions whose logits exist at once; 0: the model's own loss, all logits at once.
         graft: `swap`: the patch stands from the start; `fade`: the old encoding fades out over `graft_steps` steps while the
-            new one fades in; `at_step`: the patch is applied after `graft_steps` steps without it, as DroPE drops RoPE.
+            new one fades in; `at_step`: the patch is applied after `graft_steps` steps without it, as DroPE drops RoPE; what
+            it brings (the gains of `qk_norm`) begins there.
         graft_steps: for `fade` and `at_step`.
         warm_start: give the token embeddings the mean row of the table that the patch drops.
         length_warmup: lengths that sequences are cut into at first, each for `length_warmup_steps` steps, before they are
@@ -143,6 +145,7 @@ class RunArguments:
         parallel: how they are meant to share the work; anything else is an error. Default: as accelerate's file says.
         print_config: print the whole configuration as YAML and end.
         dry_run: build, patch, say what would be done, evaluate once at both lengths, and end; writes nothing.
+        check_memory: refuse a run whose estimated memory is above all that the device has; with `false` it is said only.
     """
 
     resume: str = field(default="auto", metadata={"help": "auto, never or a checkpoint folder"})
@@ -152,6 +155,7 @@ class RunArguments:
     )
     print_config: bool = field(default=False, metadata={"help": "print the configuration as YAML and end"})
     dry_run: bool = field(default=False, metadata={"help": "build, patch, one forward per length, and end"})
+    check_memory: bool = field(default=True, metadata={"help": "refuse what needs more memory than there is at all"})
 
 
 @dataclass
@@ -183,7 +187,7 @@ class PatchTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=1, metadata={"help": "steps between two lines of metrics.jsonl"})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "replace NaN losses in the log"})
     report_to: None | str | list[str] = field(  # noqa: RUF036  (the parser takes the second type)
-        default="none", metadata={"help": "trackers, as for transformers"}
+        default="auto", metadata={"help": "trackers, as for transformers; auto: tensorboard where it is installed"}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept"})
     bf16: bool | None = field(  # type: ignore[assignment]
@@ -205,6 +209,8 @@ class PatchTrainingArguments(TrainingArguments):
         if mine.data_seed is None:
             # left out, the order of the data would hang on what else drew numbers before training
             mine.data_seed = mine.seed
+        if mine.report_to == "auto":
+            mine.report_to = "tensorboard" if is_tensorboard_available() else "none"
         mine.remove_unused_columns = False  # the data has no other columns, and the patched forward takes **kwargs
         super().__post_init__()
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+import torch
+from transformers.integrations import is_tensorboard_available
+
 from pospatch.api import unwrap
+from pospatch.errors import BadOption
 from pospatch.evaluate._limits import available_memory
+from pospatch.training import disk
 from pospatch.training.arguments import Arguments
 
-__all__ = ["lines", "memory", "rows", "seconds"]
+__all__ = ["check_memory", "lines", "memory", "needed", "rows", "seconds", "trackers"]
 
 
 def rows(args: Any) -> int:
@@ -28,14 +34,46 @@ def lines(arguments: Arguments, model: Any, data: dict[str, Any], scheme: str) -
         f"tuning: {arguments.tune.tuning}, {trained:,} of {every:,} numbers are trained",
         f"data: {data['text']}, {data['sequences']} sequences of {data['sequence_length']} tokens "
         f"({data['documents']}); a step takes {rows(args)}",
-        memory(arguments, model, trained),
+        memory(arguments, model),
+        *trackers(arguments),
     ]
 
 
-def memory(arguments: Arguments, model: Any, trained: int) -> str:
-    """Bytes of weights, gradients, AdamW's two moments and activations of one process; what a scheme shards is not taken off."""
+def trackers(arguments: Arguments) -> list[str]:
+    """Where else the log goes, or why it does not."""
+    chosen = arguments.training.report_to
+    if chosen:
+        return [f"trackers: {', '.join(chosen)}"]
+    if arguments.config.get("report_to", "auto") == "auto" and not is_tensorboard_available():
+        return ["trackers: none, as tensorboard is not installed (pip install tensorboard); metrics.jsonl has the log"]
+    return []
+
+
+def check_memory(arguments: Arguments, model: Any, *, shared_out: bool) -> None:
+    """Refuse a run that clearly cannot fit: its estimate is above all the memory that the device has.
+
+    The estimate is rough: a layer was measured to keep 12 to 25 tensors of hidden states where 17 are counted, and more with
+    dropout in its attention. Processes that share weights out are not judged: their part is not known.
+
+    Raises:
+        BadOption: saying how much is needed and how much there is.
+    """
+    wanted, there = needed(arguments, model), _all_memory(arguments.training.device)
+    if shared_out or not arguments.run.check_memory or there is None or wanted <= there:
+        return
+    raise BadOption(
+        f"training needs about {_gib(wanted)} and this machine ({arguments.training.device.type}) has {_gib(there)} in all, free "
+        f"or not: shorten sequence_length ({arguments.data.sequence_length}), set activation_checkpointing: true, or take fewer "
+        "sequences a step; the estimate is rough: check_memory: false goes on all the same"
+    )
+
+
+def needed(arguments: Arguments, model: Any) -> int:
+    """Bytes of weights, gradients, the optimizer's moments and activations of one process; what a scheme shards is not taken
+    off."""
     args, config = arguments.training, unwrap(model).config.get_text_config()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     tokens = args.train_batch_size * arguments.data.sequence_length
     item = 2 if args.bf16 or args.fp16 else next(model.parameters()).element_size()
     layer = tokens * config.hidden_size * item  # one tensor of hidden states; a layer keeps about 17 of them
@@ -49,13 +87,33 @@ def memory(arguments: Arguments, model: Any, trained: int) -> str:
     logits = 8 * args.train_batch_size * shown * config.vocab_size
     if distills:  # the teacher's weights and its logits beside the student's
         weights, logits = 2 * weights, 2 * logits
-    needed = weights + 12 * trained + activations + logits
-    free = available_memory(args.device)
+    return int(weights + (1 + disk.moments(args)) * trained + activations + logits)
+
+
+def memory(arguments: Arguments, model: Any) -> str:
+    """What a process needs beside what is free, with a warning where that is less."""
+    wanted, free = needed(arguments, model), available_memory(arguments.training.device)
     of = f" of {free / 2**30:.1f} GiB free" if free is not None else ""
     warning = (
-        "" if free is None or needed < free else ": MORE THAN THERE IS; shorten sequences, or checkpoint activations"
+        "" if free is None or wanted < free else ": MORE THAN IS FREE; shorten sequences, or checkpoint activations"
     )
-    return f"memory: about {needed / 2**30:.2f} GiB a process{of}{warning}"
+    return f"memory: about {_gib(wanted)} a process{of}{warning}"
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
+
+
+def _all_memory(device: torch.device) -> int | None:
+    """Bytes of a device, used or not, or None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    if device.type != "cpu":
+        return None
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
 
 
 def seconds(arguments: Arguments, steps: int, forward: float) -> str:

@@ -17,7 +17,7 @@ __all__ = ["START", "checkpoint", "same_run", "start"]
 START = "start.json"  # what was there before the first step
 _CHANGEABLE = {  # what a resumed run may have different without computing anything else
     "resume", "num_processes", "parallel", "output_dir", "logging_steps", "save_steps", "save_strategy", "save_total_limit",
-    "report_to", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "loss_slice", "logging_first_step",
+    "report_to", "check_memory", "disable_tqdm", "run_name", "push_to_hub", "hub_model_id", "loss_slice", "logging_first_step",
 }  # fmt: skip
 
 

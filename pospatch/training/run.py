@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import set_seed
+from transformers import ProgressCallback, set_seed
 
 from pospatch.errors import BadOption, PospatchError
 from pospatch.evaluate._result import write_json, write_text
@@ -17,7 +17,7 @@ from pospatch.training import data as packing
 from pospatch.training import disk, graft, measure, plan, probe, processes, resume, tuning
 from pospatch.training import loss as slices
 from pospatch.training.arguments import Arguments, parse
-from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal
+from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal, TokensBar
 from pospatch.training.trainer import PatchTrainer, save_patch
 
 __all__ = ["Run", "carry_out", "main", "run"]
@@ -28,14 +28,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     carry_out(lambda: run(parse(argv)))
 
 
-def carry_out(what: Callable[[], dict[str, Any]]) -> None:
-    """A run as a program: an error of pospatch is one line, an interrupted run ends with 128 + its signal."""
+def carry_out(what: Callable[[], dict[str, Any]], interrupted: str = "the same command goes on") -> None:
+    """A run as a program: an error of pospatch is one line, an interrupted run ends with 128 + its signal.
+
+    interrupted: what is said of a run that ends at once: what the same command does then.
+    """
     try:
         ended = what()
     except PospatchError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
     except KeyboardInterrupt as error:  # before the first step, or a second one
-        raise SystemExit("interrupted; the same command goes on") from error
+        raise SystemExit(f"interrupted; {interrupted}") from error
     if ended.get("interrupted"):
         sys.exit(128 + ended["interrupted"])
 
@@ -55,6 +58,7 @@ def run(arguments: Arguments, kind: type[Run] | None = None) -> dict[str, Any]:
         return kind(arguments, Path(str(arguments.training.output_dir))).carry_out()
     with tempfile.TemporaryDirectory() as folder:  # the Trainer insists on one
         arguments.training.output_dir = folder
+        arguments.training.report_to = []  # a tracker that no training began writes where it stands
         return kind(arguments, Path(folder)).rehearse()
 
 
@@ -147,6 +151,7 @@ class Run:
         tokens = plan.rows(args) * self.arguments.data.sequence_length
         metrics = MetricsFile(self.folder / "metrics.jsonl", tokens)
         grafts = graft.schedule(tune, self.model, self.arguments.model.stack, self._say, self._probe)
+        swap = next((each for each in grafts if isinstance(each, graft.SwapAtStep)), None)
         trainer = self._trainer_class()(
             model=self.model,
             args=args,
@@ -155,7 +160,9 @@ class Run:
             eval_dataset=self.data.windows,
             callbacks=[OnBegin(self._begin), *grafts, metrics, self.signals],
         )
-        trainer.warmup, trainer.warmup_steps = tune.length_warmup, tune.length_warmup_steps
+        if trainer.pop_callback(ProgressCallback) is not None:  # which a notebook or disable_tqdm replaces
+            trainer.add_callback(TokensBar(tokens))
+        trainer.warmup, trainer.warmup_steps, trainer.swap = tune.length_warmup, tune.length_warmup_steps, swap
         return trainer
 
     def _trainer_class(self) -> Callable[..., PatchTrainer]:
@@ -178,6 +185,12 @@ class Run:
         if self.trainer.sharded and (tune.tuning != "full" or tune.graft != "swap"):
             raise BadOption(
                 f"{self.scheme} shards the weights that LoRA and grafts change: use DDP, or tuning: full and graft: swap"
+            )
+
+        if self.scheme != "one" and self.trainer.swap is not None and self.trainer.swap.brings:
+            raise BadOption(
+                f"graft: at_step under {self.scheme}: the patch brings tensors of its own ({self.trainer.swap.brings[0]}, ...), "
+                "whose gradients processes share only from the start; use graft: swap, or one process"
             )
 
     def _begin(self) -> None:
@@ -229,6 +242,7 @@ class Run:
     def _say_plan(self) -> None:
         for line in plan.lines(self.arguments, self.model, self.data.record, self.scheme):
             self._say(line)
+        plan.check_memory(self.arguments, self.model, shared_out=self.trainer.sharded)
 
     def _say(self, line: str) -> None:
         if self.main:

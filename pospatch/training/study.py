@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from argparse import ArgumentDefaultsHelpFormatter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -16,11 +17,14 @@ from torch import Tensor
 
 from pospatch.errors import BadOptionType
 from pospatch.evaluate._plot import logarithmic, save_figure
+from pospatch.evaluate._progress import bar
 from pospatch.evaluate._result import write_json
 from pospatch.training.arguments import Parser, parsed
 from pospatch.training.options import entry, structure
 
-__all__ = ["Curve", "draw", "fit", "settings", "spread", "stacks", "write"]
+__all__ = ["ANEW", "Curve", "draw", "fit", "progress", "settings", "spread", "stacks", "write"]
+
+ANEW = "nothing is written before the end, so the same command begins anew"  # said of a recipe that does not resume
 
 Some = TypeVar("Some")
 
@@ -53,10 +57,22 @@ def stacks(word: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
     }
 
 
+def progress(name: str, total: int) -> AbstractContextManager[Callable[[], None]]:
+    """A bar on stderr with the time left, in the process that writes; what it gives moves it by one of `total` steps."""
+    return bar(name, total, _first())
+
+
 def fit(
-    model: nn.Module, loss: Callable[[nn.Module], Tensor], *, steps: int, rate: float, decay: float = 0.01
+    model: nn.Module,
+    loss: Callable[[nn.Module], Tensor],
+    *,
+    steps: int,
+    rate: float,
+    decay: float = 0.01,
+    name: str = "training",
 ) -> dict[str, float]:
-    """Train with AdamW: the rate rises over a tenth of the steps and falls to zero; `loss` draws its own batch.
+    """Train with AdamW: the rate rises over a tenth of the steps and falls to zero; `loss` draws its own batch, `name` stands at
+    the bar.
 
     It runs on the CPU, also where there is a GPU.
     Under accelerate with several processes each draws other batches, and gradients are averaged.
@@ -74,14 +90,16 @@ def fit(
     torch.manual_seed(torch.initial_seed() + accelerator.process_index)
     running, optimizer = accelerator.prepare(model.train(), optimizer)
     begun, losses = time.monotonic(), []
-    for _ in range(steps):
-        value = loss(running)
-        optimizer.zero_grad()
-        accelerator.backward(value)
-        accelerator.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(float(value.detach()))
+    with progress(name, steps) as advance:
+        for _ in range(steps):
+            value = loss(running)
+            optimizer.zero_grad()
+            accelerator.backward(value)
+            accelerator.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(value.detach()))
+            advance()
     model.eval()
     late = losses[-max(1, steps // 10) :]
     return {"loss": sum(late) / len(late), "seconds": round(time.monotonic() - begun, 1)}
