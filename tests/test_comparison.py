@@ -102,6 +102,81 @@ def test_an_interrupted_comparison_goes_on_and_methods_can_be_added(model, tmp_p
     ]
 
 
+def stopped_after(cells, monkeypatch, run):
+    """Run until so many windows are measured."""
+    own, read = SlicedHead.losses, []
+
+    def counted(self, *rest):
+        if len(read) == cells:
+            raise KeyboardInterrupt
+        read.append(0)
+        return own(self, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SlicedHead, "losses", counted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+def factors(last):
+    return f"longrope:factor=4:short_factor=({'1.0,' * 4}):long_factor=[1.0001,1.0002,1.0003,{last}]"
+
+
+def test_entries_whose_labels_are_shortened_alike_are_two(model, tmp_path):
+    lists = [factors(4.0), factors(3.0)]
+    first, second = parse(",".join(lists))
+    assert first.label.endswith("...")
+    assert second.label == f"{first.label} (2)"
+    assert (first.options["long_factor"][-1], second.options["long_factor"][-1]) == (4.0, 3.0)
+    found = compare(model, characters(), TEXT, path=tmp_path / "both", **{**OPTIONS, "methods": ",".join(lists)})
+    losses = {each["label"]: each["rows"][-1]["loss"] for each in found["entries"]}
+    assert len(losses) == 3
+    assert losses[first.label] != losses[second.label]
+
+
+def test_cells_of_an_entry_whose_label_is_shortened_alike_are_not_used(model, tmp_path, monkeypatch):
+    stopped_after(11, monkeypatch, lambda: compare(
+        model, characters(), TEXT, path=tmp_path / "c", **{**OPTIONS, "methods": factors(4.0)}
+    ))  # fmt: skip
+    other = {**OPTIONS, "methods": factors(3.0)}
+    found = compare(model, characters(), TEXT, path=tmp_path / "c", **other)
+    fresh = compare(model, characters(), TEXT, path=tmp_path / "fresh", **other)
+    assert [each["rows"][-1]["loss"] for each in found["entries"]] == [
+        each["rows"][-1]["loss"] for each in fresh["entries"]
+    ]
+
+
+def test_cells_of_another_model_of_the_same_name_are_not_used(model, tmp_path, monkeypatch):
+    model.config._name_or_path = "runs/seed-0/model"
+    stopped_after(9, monkeypatch, lambda: compare(model, characters(), TEXT, path=tmp_path / "c", **OPTIONS))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    model.config._name_or_path = "runs/seed-1/model"
+    found = compare(model, characters(), TEXT, path=tmp_path / "c", **OPTIONS)
+    fresh = compare(model, characters(), TEXT, path=tmp_path / "fresh", **OPTIONS)
+    assert [each["rows"][0]["loss"] for each in found["entries"]] == [
+        each["rows"][0]["loss"] for each in fresh["entries"]
+    ]
+
+
+def test_one_entry_is_known_by_what_is_measured():
+    with pytest.raises(BadOption, match="given twice"):
+        parse("linear:factor=2,linear:factor=2.0")
+    with pytest.raises(BadOption, match="given twice"):
+        parse([Entry(label="one", methods=("linear",), options={"factor": 2.0}), "linear:factor=2"])
+    labelled = [Entry(label="unpatched", methods=("linear",), options={"factor": f}) for f in (2.0, 3.0)]
+    assert [each.label for each in parse(labelled)] == ["unpatched (2)", "unpatched (3)"]
+
+
+@pytest.mark.parametrize("method", ["learned:length=80", "grouped", "hierarchical:factor=1.25"])
+def test_a_patched_table_that_ends_cannot_be_read_beyond(method, tmp_path):
+    short = tiny("gpt2", n_positions=40)
+    found = compare(short, characters(), TEXT, path=tmp_path, **{**OPTIONS, "methods": f"{method},recurrent"})
+    assert [row["n"] for each in found["entries"] for row in each["rows"]] == [24, 24, 24, 0, 24, 0]
+    assert found["entries"][0]["label"] == "recurrent"
+    assert (tmp_path / "comparison.md").read_text().count("cannot read") == 3
+
+
 def test_a_model_that_cannot_read_so_far_is_the_last_and_says_so(tmp_path):
     short = tiny("gpt2", n_positions=64)
     found = compare(short, characters(), TEXT, path=tmp_path, **{**OPTIONS, "methods": "rope,alibi"})

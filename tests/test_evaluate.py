@@ -15,13 +15,17 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     PreTrainedTokenizerFast,
 )
+from typer.testing import CliRunner
 
 from pospatch import evaluate
+from pospatch.cli import app
 from pospatch.errors import BadOption, BadOptionType, PospatchError, UnknownName, UnsupportedHost
+from pospatch.evaluate._fingerprint import fingerprint
 from pospatch.evaluate._head import SlicedHead
 from pospatch.evaluate._result import Cells, Result
 from pospatch.evaluate._retrieval import Reader, wilson
@@ -255,6 +259,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_numbers(model, tokenizer, t
     with pytest.raises(BadOption, match=r"r\.png cannot be written: No space left"):
         evaluate.passkey(model, tokenizer, lengths=420, depths=1, trials=1, path=tmp_path / "r", progress=False)
     assert Result.load(tmp_path / "r.json")[0].task == "passkey"
+    assert "passkey" in (tmp_path / "r.md").read_text()
 
 
 def test_passkey_refuses_a_tokenizer_that_merges_the_key(model):
@@ -343,6 +348,116 @@ def test_cells_of_another_run_are_not_used(tmp_path):
     first["1"] = 5
     assert "1" in Cells(tmp_path / "x", {"text": "a"})
     assert "1" not in Cells(tmp_path / "x", {"text": "b"})
+
+
+def interrupted_after_one_cell(monkeypatch, run):
+    own = Cells.__setitem__
+
+    def stopped(self, cell, value):
+        own(self, cell, value)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Cells, "__setitem__", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+
+
+def test_cells_of_another_model_in_a_folder_of_the_same_name_are_not_used(model, tokenizer, tmp_path, monkeypatch):
+    other = tiny("llama")
+    with torch.no_grad():
+        other.lm_head.weight.mul_(1.5)
+    for seed, each in enumerate((model, other)):
+        monkeypatch.setattr(each.config, "_name_or_path", f"runs/seed-{seed}/model")
+    options = {"lengths": [16, 32], "protocol": "truncated", "progress": False}
+    interrupted_after_one_cell(
+        monkeypatch, lambda: evaluate.perplexity(model, tokenizer, TEXT, path=tmp_path / "out", **options)
+    )
+    assert (tmp_path / "out.partial.json").is_file()
+    found = evaluate.perplexity(other, tokenizer, TEXT, path=tmp_path / "out", **options)
+    assert found.rows == evaluate.perplexity(other, tokenizer, TEXT, **options).rows
+    assert found.model["name"] == "model"
+
+
+def test_a_fingerprint_is_that_of_the_weights_alone(model, tokenizer, tmp_path):
+    import pospatch
+
+    wanted = fingerprint(model)
+    own_losses(model, text_ids(tokenizer, 40))
+    model.save_pretrained(tmp_path)
+    assert fingerprint(AutoModelForCausalLM.from_pretrained(tmp_path)) == fingerprint(model) == wanted
+    for change in (lambda x: x.mul_(1.001), lambda x: x.copy_(x.flip(0))):
+        other = tiny("llama")
+        with torch.no_grad():
+            change(other.model.layers[1].mlp.up_proj.weight)
+        assert fingerprint(other) != wanted
+    assert fingerprint(tiny("llama").to(torch.bfloat16)) != wanted
+    patched = pospatch.apply(tiny("llama"), "learned")
+    before = fingerprint(patched)
+    assert before == fingerprint(pospatch.apply(tiny("llama"), "learned")) != wanted
+    with torch.no_grad():
+        next(each for name, each in patched.named_parameters() if "pospatch" in name).add_(1)
+    assert fingerprint(patched) != before
+
+
+def test_a_fingerprint_reads_tensors_of_every_kind():
+    def made(value, **kinds):
+        module = nn.Module()
+        for name, tensor in {"transposed": torch.full((5, 3), value).T, **kinds}.items():
+            module.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        module.register_buffer("packed", torch.tensor([1, 2], dtype=torch.int8))
+        module.register_buffer("computed", torch.rand(3), persistent=False)
+        return module
+
+    kinds = {"scalar": torch.tensor(2.0), "empty": torch.zeros(0, 4), "short": torch.ones(4, dtype=torch.bfloat16)}
+    assert fingerprint(made(1.0, **kinds)) == fingerprint(made(1.0, **kinds)) != fingerprint(made(2.0, **kinds))
+    other = made(1.0, **kinds)
+    other.packed[1] = 3
+    assert fingerprint(other) != fingerprint(made(1.0, **kinds))
+    skeleton = made(1.0, **kinds).to("meta")
+    assert fingerprint(skeleton) == fingerprint(made(2.0, **kinds).to("meta"))
+    assert fingerprint(skeleton) != fingerprint(made(1.0).to("meta"))
+
+
+def test_results_of_before_the_fingerprint_are_read(model, tokenizer, tmp_path):
+    evaluate.perplexity(model, tokenizer, TEXT, lengths=32, path=tmp_path / "old", progress=False)
+    content = json.loads((tmp_path / "old.json").read_text())
+    assert len(content["results"][0]["model"].pop("weights")) == 64
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    evaluate.compare(Result.load(tmp_path / "old.json"), tmp_path / "again")
+    assert json.loads((tmp_path / "again.json").read_text()) == content
+
+
+def test_the_table_says_what_was_measured(model, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(model.config, "_name_or_path", "runs/a|b_c")
+    options = {"lengths": [16, 32], "protocol": "truncated", "progress": False}
+    result = evaluate.perplexity(model, tokenizer, "a|b\n" + TEXT, path=tmp_path / "one.md", **options)
+    head, *rest = (tmp_path / "one.md").read_text().split("\n\n")
+    for words in ("perplexity", "truncated", "as it is", r"a\|b\_c", result.text["sha256"]):
+        assert words in head
+    assert r"a\|b" in head.splitlines()[1]
+    assert rest == [
+        "| length | loss | perplexity | n |\n| --- | --- | --- | --- |\n"
+        + "".join(f"| {r['length']} | {r['loss']:.4g} | {r['perplexity']:.4g} | {r['n']} |\n" for r in result.rows)
+    ]
+    keys = evaluate.passkey(model, tokenizer, lengths=420, depths=1, trials=1, progress=False)
+    evaluate.compare([keys, keys], tmp_path / "keys")
+    words = (tmp_path / "keys.md").read_text()
+    assert words.count("**passkey**") == 2
+    assert "answers" not in words
+    assert words.count("| 420 | 0.5 | False | 1 |") == 2
+
+
+def test_the_command_names_the_files_that_it_wrote(model, tokenizer, tmp_path):
+    for each in (model, tokenizer):
+        each.save_pretrained(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = ["evaluate", tmp_path / "model", "perplexity", "--lengths", 32, "--text", tmp_path / "text.txt",
+             "--output", tmp_path / "run.v1"]  # fmt: skip
+    shown = CliRunner().invoke(app, [str(each) for each in words])
+    assert shown.exit_code == 0, shown.output
+    assert f"wrote {tmp_path / 'run.v1'}.json, .md and .png" in shown.output
+    assert sorted(each.name for each in tmp_path.glob("run*")) == ["run.v1.json", "run.v1.md", "run.v1.png"]
 
 
 def test_files_and_comparison(model, tokenizer, tmp_path):

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import pospatch
 from pospatch import evaluate
@@ -86,6 +86,8 @@ def test_every_result_names_its_protocol_and_writes_its_files(task, tokenizer, t
     assert saved["summary"]
     assert saved["text"] is None or len(saved["text"]["sha256"]) == 64
     assert (tmp_path / "out.png").stat().st_size > 1000
+    lines = [line for line in (tmp_path / "out.md").read_text().splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(saved["rows"])
     assert [each.name for each in tmp_path.glob("*.partial.json")] == []
 
 
@@ -375,6 +377,87 @@ def test_lengths_beyond_a_table_are_refused_before_any_forward(tokenizer, monkey
     assert _limits.reach(pospatch.apply(short, "rope")) is None
 
 
+GRID = {"factor": 2.0, "resize": "grid"}
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "end"),
+    [
+        ("learned", {"length": 128}, 128),
+        ("learned", GRID, 128),
+        ("learned", {**GRID, "short": "plain"}, 128),
+        ("hierarchical", {}, 128),
+        ("sinusoidal", {"length": 100}, 100),
+        ("grouped", {}, 128),
+        ("grouped", {"group_size": 3}, 192),
+        (["learned", "grouped"], {"length": 128}, 256),
+        ("randomized", {"length": 32}, 64),
+        ("grouped", {"group_size": None}, None),
+        ("recurrent", {}, None),
+        ("recurrent", {"period": 16}, None),
+        (["learned", "rope", ("bipe", {"delimiters": [2]})], {}, None),
+        ("nope", {}, None),
+        ("rope", {}, None),
+        ("alibi", {}, None),
+    ],
+)
+def test_the_end_of_a_patched_table_is_where_the_model_stops_reading(method, given, end, tokenizer):
+    short = pospatch.apply(tiny("gpt2", n_positions=64), method, **given)
+    assert _limits.reach(short) == end
+    own_losses(short, text_ids(tokenizer, end or 600))
+    if end is None:
+        return
+    with pytest.raises(IndexError):
+        own_losses(short, text_ids(tokenizer, end + 1))
+    with pytest.raises(BadOption, match=f"at most {end} tokens"):
+        evaluate.perplexity(short, tokenizer, TEXT, lengths=end + 1, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "given", "end"),
+    [
+        ("bert", "grouped", {}, 128),
+        ("bert", "recurrent", {"factor": 3.0}, 192),  # its index buffers end
+        ("roberta", "learned", {"length": 100}, 100),
+        ("roberta", "recurrent", {}, 126),  # its types are looked up at rows, which begin with two that are no position
+        ("mpnet", "grouped", {}, 128),
+        ("mpnet", "recurrent", {}, None),
+    ],
+)
+def test_the_end_of_an_encoder_is_that_of_its_index_buffers_too(kind, method, given, end):
+    torch.manual_seed(0)
+    own = {"max_position_embeddings": 64} if kind == "bert" else {"max_position_embeddings": 66, "pad_token_id": 1}
+    config = AutoConfig.for_model(kind, **{**COMMON, "intermediate_size": 48, **own})
+    reads = pospatch.apply(AutoModel.from_config(config).eval(), method, **given)
+    assert _limits.reach(reads) == end
+    ids = torch.full((1, 600), 7)
+    with torch.no_grad():
+        reads(input_ids=ids[:, :end])
+        if end is not None:
+            with pytest.raises((IndexError, RuntimeError)):
+                reads(input_ids=ids[:, : end + 1])
+
+
+@pytest.mark.parametrize("kind", ["llama", "xglm"])  # a table of ours where there is none, and in the place of sines
+def test_an_added_table_ends(kind, tokenizer):
+    changes = {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48, "vocab_size": 260}
+    torch.manual_seed(0)
+    plain = (
+        tiny("llama", max_position_embeddings=64)
+        if kind == "llama"
+        else AutoModelForCausalLM.from_config(
+            AutoConfig.for_model("xglm", max_position_embeddings=64, **changes)
+        ).eval()
+    )
+    assert _limits.reach(plain) is None
+    longer = pospatch.apply(plain, "learned", length=96)
+    assert _limits.reach(longer) == 96
+    own_losses(longer, text_ids(tokenizer, 96))
+    with pytest.raises(BadOption, match="beyond the table"):
+        own_losses(longer, text_ids(tokenizer, 97))
+    assert _limits.reach(pospatch.remove(longer)) is None
+
+
 def test_lengths_beyond_memory_are_refused(model, tokenizer, monkeypatch):
     monkeypatch.setattr(_limits, "available_memory", lambda device: 50_000)
     with pytest.raises(BadOption, match=r"needs about .* GiB .* are free"):
@@ -402,6 +485,56 @@ def test_harness_tasks_run_on_lm_eval_or_say_how_to_install_it(task, model, toke
     assert [row["n"] for row in result.rows] == [2]
     assert 0 <= result.rows[0]["score"] <= 1
     assert result.versions["lm_eval"]
+
+
+class Encoding:
+    """HFLM's way of making a batch of prompts, one token a character and one before them."""
+
+    def tok_batch_encode(self, prompts):
+        return torch.zeros(len(prompts), 1 + max(map(len, prompts))), None
+
+
+def test_longbench_counts_the_prompts_that_lose_their_beginning():
+    module = evaluate.task_of("longbench")
+    task = {"generation_kwargs": {"max_gen_toks": 512, "until": []}}
+    room = module._room("gov_report", 4096, task)
+    assert room == 3584
+    samples = [{"arguments": [("x" * size, {})], "score": 0.5} for size in (3583, 3584, 4000, 5000)]
+    assert module._figures(samples, Encoding(), room) == {"n": 4, "score": 0.5, "room": 3584, "cut": 3}
+    with pytest.raises(BadOption, match=r"gov_report may generate 512 tokens.*above 512, got 512"):
+        module._room("gov_report", 512, task)
+
+
+@pytest.mark.skipif(not HARNESS, reason="lm-eval is not installed")
+@pytest.mark.parametrize(("subtask", "new"), [("qasper", 128), ("hotpotqa", 32)])
+def test_longbench_reads_what_it_says(subtask, new, tokenizer, tmp_path, monkeypatch):
+    """Prompts one token above and at the room, as they reach the model, which has no more positions than are asked for."""
+    from lm_eval.models.huggingface import HFLM
+
+    own, read = HFLM._model_generate, []
+
+    def listen(self, context, max_length, **more):
+        read.append((context.shape[1], max_length))
+        return own(self, context, max_length=max_length, **more)
+
+    def measured(sizes, lengths):
+        lines = [{"context": "x" * size, "input": "", "question": "", "answers": ["b"]} for size in sizes]
+        (tmp_path / f"{subtask}.jsonl").write_text("\n".join(json.dumps(each) for each in lines))
+        short = tiny("gpt2", n_positions=lengths)
+        return evaluate.longbench(
+            short, tokenizer, lengths=lengths, subtasks=subtask, data=tmp_path, progress=False
+        ).rows[0]
+
+    monkeypatch.setattr(HFLM, "_model_generate", listen)
+    row = measured([1], 4000)
+    (around, _), *_ = read
+    assert (row["cut"], row["room"]) == (0, 4000 - new)
+    read.clear()
+    row = measured([50, 51, 52], around + 50 + new)
+    assert row["room"] == around + 50
+    assert row["cut"] == 1
+    assert sorted(size for size, _ in read) == [around + 49, around + 50, around + 50]
+    assert max(most for _, most in read) == around + 50 + new
 
 
 def test_harness_tasks_refuse_unknown_names(model, tokenizer):

@@ -125,12 +125,27 @@ def test_an_interrupted_search_repeats_nothing_and_ends_the_same(model, tmp_path
         with pytest.raises(KeyboardInterrupt):
             search(model, characters(), TEXT, path=tmp_path / "f", **OPTIONS)
     assert pospatch.inspect(model).method is None
-    assert len(json.loads((tmp_path / "f.partial.json").read_text())["cells"]) == 4
+    known = json.loads((tmp_path / "f.partial.json").read_text())["cells"]
+    assert len(known) == 5  # 4 candidates, and the unpatched model
     rest = counted(monkeypatch)
     again = search(model, characters(), TEXT, path=tmp_path / "f", **OPTIONS)
     assert not set(first[:4]) & set(rest[:-1])
     assert again == whole
     assert not (tmp_path / "f.partial.json").exists()
+
+
+def test_losses_of_another_model_of_the_same_name_are_not_used(model, tmp_path, monkeypatch):
+    model.config._name_or_path = "runs/seed-0/model"
+    with monkeypatch.context() as patch:
+        counted(patch, stop=5)
+        with pytest.raises(KeyboardInterrupt):
+            search(model, characters(), TEXT, path=tmp_path / "f", **OPTIONS)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    model.config._name_or_path = "runs/seed-1/model"
+    assert search(model, characters(), TEXT, path=tmp_path / "f", **OPTIONS) == search(
+        model, characters(), TEXT, **OPTIONS
+    )
 
 
 def test_a_budget_ends_the_search_with_a_result_to_go_on_from(model, tmp_path):
@@ -143,6 +158,53 @@ def test_a_budget_ends_the_search_with_a_result_to_go_on_from(model, tmp_path):
     with pytest.raises(BadOption, match="budget ended"):
         search(model, characters(), TEXT, minutes=1e-9, **OPTIONS)
     assert pospatch.inspect(model).method is None
+
+
+def test_minutes_cover_the_losses_before_and_after_the_candidates(model, tmp_path, monkeypatch):
+    """A loss takes a minute: one before, two after, and as many candidates between as there is time for."""
+    own, clock = module.answer_loss, [0.0]
+
+    def slow(head, asked):
+        clock[0] += 60
+        return own(head, asked)
+
+    monkeypatch.setattr(module, "answer_loss", slow)
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    part = search(model, characters(), TEXT, path=tmp_path / "f", minutes=6.5, **OPTIONS)
+    assert clock[0] == 6 * 60
+    assert (part.evaluations, part.complete) == (3, False)
+    assert all(math.isfinite(loss) for loss in part.held_out.values())
+    clock[0] = 0.0
+    again = search(model, characters(), TEXT, path=tmp_path / "f", minutes=4.5, **OPTIONS)
+    assert again.evaluations > 3
+    assert again.held_out["unpatched"] == part.held_out["unpatched"]  # kept, as yarn's is
+    assert clock[0] <= 4 * 60
+    with pytest.raises(BadOption, match="took 1 minutes, and a first result needs 4"):
+        search(model, characters(), TEXT, minutes=3.5, **OPTIONS)
+
+
+@pytest.mark.parametrize("evaluations", [None, 3])
+def test_the_bar_stands_from_the_first_loss_to_the_last(model, monkeypatch, evaluations):
+    from contextlib import contextmanager
+
+    own, shown = module.answer_loss, []
+
+    @contextmanager
+    def bar(name, total, enabled):
+        shown.append(total)
+        yield lambda: shown.append("step")
+        shown.append("end")
+
+    def seen(head, asked):
+        shown.append("loss")
+        return own(head, asked)
+
+    monkeypatch.setattr(module, "bar", bar)
+    monkeypatch.setattr(module, "answer_loss", seen)
+    search(model, characters(), TEXT, evaluations=evaluations, **OPTIONS)
+    assert shown[1:3] == ["loss", "step"]
+    assert shown[-1] == "end"
+    assert shown.count("step") == shown[0] == 3 + (evaluations or SMALL.population + 3 * 4)
 
 
 def test_losses_that_are_not_finite_never_win(model, monkeypatch):

@@ -144,7 +144,9 @@ def evaluate(
     method: Annotated[str | None, typer.Option(help="Method to apply first, or several joined by +.")] = None,
     option: Options = [],  # noqa: B006
     set_: Annotated[list[str], typer.Option("--set", help="Option of the task, NAME=VALUE.")] = [],  # noqa: B006
-    output: Annotated[Path, typer.Option("--output", help="Result path; writes .json, .md and .png.")] = Path("evaluation"),
+    output: Annotated[Path, typer.Option("--output", help="Result path; writes .json, .md and .png.")] = Path(
+        "evaluation"
+    ),
     dtype: DataType = "float32",
 ) -> None:
     """Measure a model on long context; writes JSON, a table and a picture and goes on where it was interrupted.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import itertools
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pospatch import registry
@@ -18,11 +20,20 @@ CONTROL = "unpatched"
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One model to measure: a stack of method names with options, or the control where there is no method."""
+    """One model to measure: a stack of method names with options, or the control where there is no method.
+
+    label: what is shown, which may be shortened.
+    """
 
     label: str
     methods: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What is measured, whole: the methods with their options as they were understood, so that 2 and 2.0 are one."""
+        built = methods_of(list(self.methods), self.options)
+        return json.dumps([{"method": each.name, **each.options()} for each in built], sort_keys=True)
 
     @property
     def needs(self) -> str:
@@ -55,11 +66,22 @@ def parse(methods: str | Sequence[str | Entry]) -> list[Entry]:
     entries = [word if isinstance(word, Entry) else _entry(word) for word in words]
     if not entries:
         raise BadOption("at least one method to compare is wanted, e.g. yarn:factor=2,self_extend:group_size=4")
-    labels = [CONTROL, *(entry.label for entry in entries)]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
+    keys = [Entry(label=CONTROL).key, *(entry.key for entry in entries)]
+    twice = sorted({entry.label for entry in entries if keys.count(entry.key) > 1})
     if twice:
         raise BadOption(f"{', '.join(twice)} is given twice; each entry must differ in method or options")
-    return entries
+    return _told_apart(entries)
+
+
+def _told_apart(entries: list[Entry]) -> list[Entry]:
+    """The entries with a number behind each label that stands for another one already."""
+    taken, found = {CONTROL}, list[Entry]()
+    for entry in entries:
+        numbered = (f"{entry.label} ({number})" for number in itertools.count(2))
+        label = next(each for each in itertools.chain([entry.label], numbered) if each not in taken)
+        taken.add(label)
+        found.append(replace(entry, label=label))
+    return found
 
 
 def _entry(word: str) -> Entry:

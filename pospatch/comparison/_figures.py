@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pospatch.comparison._entries import CONTROL, Entry
+from pospatch.comparison._entries import Entry
 from pospatch.comparison._measure import Windows
 from pospatch.evaluate._result import Cells
 from pospatch.evaluate.short_guard import paired
@@ -18,10 +18,10 @@ __all__ = ["figures", "ranked"]
 
 def figures(entries: list[Entry], windows: Windows, cells: Cells, short: int) -> list[dict[str, Any]]:
     """One dictionary an entry, the control first; `short` is the length at which the change is measured."""
-    control = {length: _cells(CONTROL, length, windows, cells) for length in windows.lengths}
+    control = _cells(entries[0], windows, cells)
     longest, found = windows.lengths[-1], []
     for entry in entries:
-        own = {length: _cells(entry.label, length, windows, cells) for length in windows.lengths}
+        own = _cells(entry, windows, cells)
         found.append(
             {
                 "label": entry.label,
@@ -42,10 +42,12 @@ def ranked(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda each: (each["rows"][-1]["loss"] is None, each["rows"][-1]["loss"] or 0.0))
 
 
-def _cells(label: str, length: int, windows: Windows, cells: Cells) -> list[dict[str, Any]]:
-    """The windows of an entry at one length, or none where the model cannot read so far."""
-    every = [cells[f"{label}|{length}@{end}"] for end in windows.ends]
-    return [] if None in every else every
+def _cells(entry: Entry, windows: Windows, cells: Cells) -> dict[int, list[dict[str, Any]]]:
+    """The windows of an entry by length, none where the model cannot read so far."""
+    found: dict[int, list[Any]] = {length: [] for length in windows.lengths}
+    for name, length, _ in windows.cells(entry):
+        found[length].append(cells[name])
+    return {length: [] if None in every else every for length, every in found.items()}
 
 
 def _row(own: list[dict[str, Any]]) -> dict[str, Any]:

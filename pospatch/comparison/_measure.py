@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pospatch.comparison._entries import Entry
 from pospatch.evaluate._head import SlicedHead
 from pospatch.evaluate._limits import reach
 from pospatch.evaluate._memory import peak_memory
@@ -25,14 +26,15 @@ class Windows:
     ends: list[int]
     k: int
 
-    def cells(self, label: str) -> list[tuple[str, int, int]]:
+    def cells(self, entry: Entry) -> list[tuple[str, int, int]]:
         """Name, length and end of every window of an entry."""
-        return [(f"{label}|{length}@{end}", length, end) for length in self.lengths for end in self.ends]
+        key = entry.key
+        return [(f"{key}|{length}@{end}", length, end) for length in self.lengths for end in self.ends]
 
 
-def measure(model: Any, label: str, windows: Windows, cells: Cells, advance: Callable[[], None]) -> None:
+def measure(model: Any, entry: Entry, windows: Windows, cells: Cells, advance: Callable[[], None]) -> None:
     """Fill the cells of one entry that are still empty; null stands where the model cannot read so far."""
-    todo = [cell for cell in windows.cells(label) if cell[0] not in cells]
+    todo = [cell for cell in windows.cells(entry) if cell[0] not in cells]
     if not todo:
         return
     head, last = SlicedHead(model), reach(model)

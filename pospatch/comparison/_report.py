@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from pospatch.comparison._entries import CONTROL
+from pospatch.evaluate._markdown import escaped
 
 __all__ = ["html", "markdown", "table"]
 
@@ -96,22 +97,15 @@ def table(content: dict[str, Any]) -> list[list[str]]:
 def markdown(content: dict[str, Any]) -> str:
     """Heading, table and notes."""
     rows = table(content)
-    lines = [f"| {' | '.join(_plain(cell) for cell in row)} |" for row in rows]
+    lines = [f"| {' | '.join(escaped(cell) for cell in row)} |" for row in rows]
     lines.insert(1, "|" + " ---: | --- |" + " ---: |" * (len(rows[0]) - 2))
-    head = f"# {_plain(content['model']['name'])}: positional methods compared\n\n"
-    notes = "\n".join(f"- {_plain(note)}" for note in _notes(content))
+    head = f"# {escaped(content['model']['name'])}: positional methods compared\n\n"
+    notes = "\n".join(f"- {escaped(note)}" for note in _notes(content))
     return (
         head
         + "\n".join(lines)
         + f"\n\n![perplexity by length, and the change at a known length](comparison.png)\n\n{notes}\n"
     )
-
-
-def _plain(words: str) -> str:
-    """Words that mean nothing in Markdown or HTML."""
-    for mark in "\\`*_[]<>|#$":
-        words = words.replace(mark, "\\" + mark)
-    return " ".join(words.split())
 
 
 def html(content: dict[str, Any], picture: bytes) -> str:

@@ -85,11 +85,11 @@ def compare(
     plan = Windows(tokens=tokens, lengths=wanted, ends=[wanted[-1] + k * index for index in range(windows)], k=k)
     run = {"model": record, "text": tokens.record, "k": k, "windows": windows, "longest": wanted[-1]}
     cells = Cells(folder / "comparison", run)
-    todo = sum(name not in cells for entry in entries for name, *_ in plan.cells(entry.label))
+    todo = sum(name not in cells for entry in entries for name, *_ in plan.cells(entry))
     with bar("compare", todo, progress) as advance:
         for entry in entries:
             with _patched(model, entry):
-                measure(model, entry.label, plan, cells, advance)
+                measure(model, entry, plan, cells, advance)
     content = {
         "kind": "comparison",
         "protocol": PROTOCOL,

@@ -14,8 +14,6 @@ from pospatch.errors import AssetError, PospatchError, UnsupportedHost
 
 __all__ = ["engine", "language_model", "no_download", "score"]
 
-_SLACK = 256  # tokens: templates around a prompt of exactly the asked length
-
 
 def engine() -> str:
     """The version of lm-eval.
@@ -33,9 +31,10 @@ def engine() -> str:
 
 
 def language_model(model: Any, tokenizer: Any, longest: int) -> Any:
-    """The model as lm-eval's HFLM, with a `max_length` that never cuts a prompt of `longest` tokens.
+    """The model as lm-eval's HFLM, which reads at most `longest` tokens, those that it generates among them.
 
-    HFLM would read the length from the config and cut longer prompts at their beginning with only a warning.
+    A prompt that leaves no room for as many tokens as its task may generate loses its beginning, with only a warning. Left
+    alone, HFLM would read the length from the config.
 
     Raises:
         UnsupportedHost: HFLM does not take this model.
@@ -43,7 +42,7 @@ def language_model(model: Any, tokenizer: Any, longest: int) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     try:
-        return HFLM(pretrained=model, tokenizer=tokenizer, max_length=longest + _SLACK, batch_size=1)
+        return HFLM(pretrained=model, tokenizer=tokenizer, max_length=longest, batch_size=1)
     except (TypeError, AttributeError, ValueError) as error:
         raise UnsupportedHost(f"lm-eval's HFLM does not take {type(model).__name__}: {error}") from error
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import bisect
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from pospatch.errors import BadOption, UnsupportedHost
+
+if TYPE_CHECKING:
+    from pospatch.engine._sites import Sites
+    from pospatch.engine._tables import Table
+    from pospatch.engine.embedding import AddedTable
+    from pospatch.engine.positions import Reindex
 
 __all__ = ["available_memory", "forward_memory", "reach", "refuse_beyond_memory", "refuse_too_long"]
 
@@ -44,25 +51,72 @@ def refuse_beyond_memory(model: Any, length: int) -> None:
 
 
 def reach(model: Any) -> int | None:
-    """The last length that the model can read at all, or None where no table of positions ends."""
+    """The last length that the model can read at all as it stands, patched or not; None where nothing ends."""
     from pospatch.api import patch_of, unwrap
     from pospatch.engine._sites import find
 
     target = unwrap(model)
-    patch = patch_of(target)
-    if patch is not None and any(method.slot in ("embedding", "positions") or method.clears for method in patch.stack):
-        return None
     try:
-        tables = find(target).tables
+        sites = find(target)
     except UnsupportedHost:
         return None
-    rows = [table.rows for table in tables if _ends(table.module)]
-    return min(rows, default=None)
+    patch = patch_of(target)
+    readers = patch.readers if patch is not None else {}
+    ends = [_end(table.rows, readers.get(table.path), _counted(table, sites)) for table in sites.tables if _ends(table)]
+    offsets = {table.path: table.offset for table in patch.found.tables} if patch is not None and patch.found else {}
+    for path, added in _added(target):
+        rows = added.weight.shape[0] - offsets.get(path.rpartition(".")[0], 0)
+        ends.append(_end(rows, readers.get(path), None))
+    return min((end for end in ends if end is not None), default=None)
 
 
-def _ends(table: nn.Module) -> bool:
-    # Sinusoidal tables are embeddings too in some families, and grow when they are read beyond their end.
-    return isinstance(table, nn.Embedding) and not hasattr(table, "make_weights")
+def _ends(table: Table) -> bool:
+    # A cleared table is none any more. Sinusoidal tables are embeddings too in some families, and grow when they are read
+    # beyond their end.
+    return isinstance(table.module, nn.Embedding) and not hasattr(table.module, "make_weights")
+
+
+def _added(model: nn.Module) -> list[tuple[str, AddedTable]]:
+    """Tables of a patch that stand where the host has none, or one that cannot be trained."""
+    from pospatch.engine.embedding import AddedTable
+
+    return [(path, module) for path, module in model.named_modules() if isinstance(module, AddedTable)]
+
+
+def _counted(table: Table, sites: Sites) -> int | None:
+    """Tokens that the shortest of the index buffers beside a table can count, or None where the host has none."""
+    # Types are looked up at the table's own row numbers. A host whose rows begin with an offset counts its positions itself.
+    names = (name for name in sites.host.buffers if name != "position_ids" or not table.offset)
+    buffers = (table.parent._buffers.get(name) for name in names)
+    return min((buffer.shape[-1] - table.offset for buffer in buffers if buffer is not None), default=None)
+
+
+def _end(rows: int, reader: Reindex | None, counted: int | None) -> int | None:
+    """The last length for which a table of `rows` rows has one for every token, or None where that is any length."""
+    last = rows if reader is None else _last_read(rows, reader)
+    return min((end for end in (last, counted) if end is not None), default=None)
+
+
+def _last_read(rows: int, reader: Reindex) -> int | None:
+    """As `_end`, of a table that is read at other positions than the tokens'.
+
+    What a method promises is no end in itself: some go on beyond it, some only reach it in training.
+    """
+    promised = max(reader.method.target_length(reader.geometry) or rows, rows)
+    if _row_of_last(reader, promised + 1) < rows:
+        return None
+    lengths = range(rows, promised + 1)
+    return lengths[bisect.bisect_left(lengths, True, key=lambda n: _row_of_last(reader, n + 1) >= rows)]
+
+
+def _row_of_last(reader: Reindex, length: int) -> int:
+    """The row that the last token of a document of `length` tokens reads."""
+    from pospatch.methods._base import Forward
+
+    # one token as a cached step gives it, where the length is all that counts: two-sided, so that no step is refused
+    tokens = torch.zeros(1, length, dtype=torch.long) if reader.method.by_token else None
+    geometry = reader.geometry.with_(causal=False)
+    return int(reader.method.positions(torch.tensor([[length - 1]]), geometry, Forward(tokens=tokens)).max())
 
 
 def forward_memory(model: Any, length: int) -> int:

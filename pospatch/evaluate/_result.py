@@ -16,7 +16,17 @@ from typing import Any
 
 from pospatch.errors import BadOption, UnsupportedHost
 
-__all__ = ["Cells", "Result", "compare", "describe_model", "versions", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "Cells",
+    "Result",
+    "compare",
+    "describe_model",
+    "stem",
+    "versions",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]
 
 _PACKAGES = ("pospatch", "torch", "transformers", "tokenizers")
 
@@ -59,7 +69,7 @@ class Result:
         return asdict(self)
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write `path` with the suffixes .json and .png, side by side, and return both paths.
+        """Write `path` with the suffixes .json, .md and .png, side by side, and return the paths of the JSON and the picture.
 
         >>> perplexity(model, tokenizer, text=text, lengths=16384).save("results/yarn")  # doctest: +SKIP
         """
@@ -81,19 +91,33 @@ class Result:
             ) from error
 
 
+def stem(path: str | os.PathLike[str]) -> Path:
+    """A result's path without the suffix of one of its files; a dot of its own stays.
+
+    >>> stem("runs/llama.8k").name, stem("runs/yarn.json").name
+    ('llama.8k', 'yarn')
+    """
+    base = Path(path)
+    return base.with_suffix("") if base.suffix in (".json", ".png", ".md") else base
+
+
 def compare(results: Sequence[Result], path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Write several results of one task into one JSON and one picture, and return their paths.
+    """Write several results of one task into one JSON, one Markdown file and one picture.
+
+    Returns:
+        The paths of the JSON and of the picture. The numbers are written first: a picture that fails costs none of them.
 
     Raises:
         BadOption: none, or of different tasks or protocols, whose numbers must not share a picture.
     """
+    from pospatch.evaluate._markdown import markdown
     from pospatch.evaluate._plot import check_kind, plot
 
     check_kind(results)
 
-    base = Path(path)
-    base = base.with_suffix("") if base.suffix in (".json", ".png") else base
+    base = stem(path)
     written = write_json(base.with_name(base.name + ".json"), {"results": [each.to_dict() for each in results]})
+    write_text(base.with_name(base.name + ".md"), markdown(results))
     return written, plot(results, base.with_name(base.name + ".png"))
 
 
@@ -128,14 +152,12 @@ def write_bytes(path: Path, content: bytes) -> Path:
 class Cells:
     """Finished cells of a run, kept on disk when there is a path, so that an interrupted run goes on where it was.
 
-    A file of another run (other model, method, options, text) is not used: its key differs.
+    A file of another run (other model or weights, method, options, text) is not used: its key differs.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, run: dict[str, Any]) -> None:
         self.run, self.target = run, path
-        base = Path(path) if path is not None else None
-        if base is not None and base.suffix in (".json", ".png"):
-            base = base.with_suffix("")
+        base = stem(path) if path is not None else None
         self.path = base.with_name(base.name + ".partial.json") if base is not None else None
         self.key = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
         self.done: dict[str, Any] = {}
@@ -173,8 +195,9 @@ class Cells:
 
 
 def describe_model(model: Any) -> tuple[str, dict[str, Any]]:
-    """A short label of the positional method, and the model's record: name, size, dtype, what pospatch sees in it."""
+    """A short label of the positional method, and the model's record: name, size, dtype, weights, what pospatch sees in it."""
     import pospatch
+    from pospatch.evaluate._fingerprint import fingerprint
 
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = inner.config.get_text_config(decoder=True)
@@ -191,6 +214,7 @@ def describe_model(model: Any) -> tuple[str, dict[str, Any]]:
         "name": Path(str(config._name_or_path)).name or type(inner).__name__,
         "class": type(model).__name__,
         "parameters": sum(each.numel() for each in model.parameters()),
+        "weights": fingerprint(model),
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
         "attention": config._attn_implementation,

@@ -77,7 +77,7 @@ def encoder_passkey(
         pooling: `mean`, `cls` or `last`.
         batch: documents per forward.
         seed: of names, keys and depths.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

@@ -47,7 +47,7 @@ def generation(
         lengths: prompt lengths in tokens, at least 8.
         new_tokens: tokens generated, at least 2.
         repeats: runs per length.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

@@ -58,7 +58,7 @@ def kth_item(
         controls: prompts per length without the list: what is right there was guessed.
         protocol: `forced` or `generate`; see PROTOCOLS.
         seed: of the lists.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

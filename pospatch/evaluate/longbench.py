@@ -19,7 +19,8 @@ from pospatch.evaluate._tokens import positive_lengths
 __all__ = ["PROTOCOLS", "draw", "longbench"]
 
 PROTOCOLS = {
-    "lm_eval": "lm-eval's templates and scorer; prompts above `lengths` are cut at their beginning and counted"
+    "lm_eval": "lm-eval's templates and scorer; prompts that are above `lengths` together with the tokens that their task may "
+    "generate are cut at their beginning and counted"
 }
 
 
@@ -41,12 +42,13 @@ def longbench(
     Args:
         model: any causal language model, patched or not.
         tokenizer: its tokenizer.
-        lengths: the most tokens that the model may read; one number. Longer prompts lose their beginning, and each row
-            says how many did.
+        lengths: the most tokens that the model may read, those that it generates among them; one number. Each row says
+            how many tokens of a prompt that leaves (`room`), and how many prompts were longer and lost their beginning
+            (`cut`).
         subtasks: LongBench's names, such as qasper or gov_report.
         data: folder of LongBench's own .jsonl files (qasper.jsonl and so on); None downloads them from the Hub.
         samples: the first documents of each subtask; None is all.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:
@@ -64,6 +66,7 @@ def longbench(
     version = engine()
     chosen = [subtasks] if isinstance(subtasks, str) else list(subtasks)
     tasks = {name: _task(name, data) for name in chosen}
+    rooms = {name: _room(name, wanted[0], tasks[name]) for name in chosen}
     refuse_too_long(model, wanted[0])
     label, record = describe_model(model)
     options = {"subtasks": chosen, "samples": samples, "engine": f"lm_eval {version}",
@@ -73,7 +76,7 @@ def longbench(
     todo = [name for name in chosen if name not in cells]
     with bar(f"longbench, {label}", len(todo), progress) as advance:
         for name in todo:
-            cells[name] = _figures(score(lm, tasks[name], samples), tokenizer, wanted[0])
+            cells[name] = _figures(score(lm, tasks[name], samples), lm, rooms[name])
             advance()
     return cells.conclude(
         started,
@@ -109,8 +112,16 @@ def _task(name: str, data: str | os.PathLike[str] | None) -> dict[str, Any]:
     return {**config, "dataset_path": "json", "dataset_kwargs": {"data_files": {config["test_split"]: str(file)}}}
 
 
-def _figures(samples: list[dict[str, Any]], tokenizer: Any, longest: int) -> dict[str, Any]:
+def _room(name: str, longest: int, task: dict[str, Any]) -> int:
+    """Tokens of a prompt that HFLM keeps: all but as many as the task may generate."""
+    new = int(task["generation_kwargs"]["max_gen_toks"])
+    if new >= longest:
+        raise BadOption(f"{name} may generate {new} tokens, which count: give lengths above {new}, got {longest}")
+    return longest - new
+
+
+def _figures(samples: list[dict[str, Any]], lm: Any, room: int) -> dict[str, Any]:
     prompts = [sample["arguments"][0][0] for sample in samples]
-    cut = sum(len(tokenizer(prompt, verbose=False)["input_ids"]) > longest for prompt in prompts)
+    cut = sum(lm.tok_batch_encode([prompt])[0].shape[1] > room for prompt in prompts)  # encoded as HFLM does it
     scores = [float(sample["score"]) for sample in samples]
-    return {"n": len(scores), "score": sum(scores) / len(scores), "cut": cut}
+    return {"n": len(scores), "score": sum(scores) / len(scores), "room": room, "cut": cut}

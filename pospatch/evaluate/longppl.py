@@ -62,7 +62,7 @@ def longppl(
         alpha: gain in nats above which a token needs the long context, 2 in the paper.
         beta: loss in nats below which it is understood, 2 in the paper.
         slice_size: positions whose logits exist at once.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

@@ -58,7 +58,7 @@ def needle(
         digits: length of the number, from 1 to 18; chance is 1 in 9 million for seven.
         protocol: `forced` or `generate`; see PROTOCOLS.
         seed: of names, numbers and the distractors' places.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

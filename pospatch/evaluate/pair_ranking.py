@@ -59,7 +59,7 @@ def pair_ranking(
         pooling: `mean`, `cls` or `last`.
         batch: passages per forward.
         seed: of the passages.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

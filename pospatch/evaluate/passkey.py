@@ -56,7 +56,7 @@ def passkey(
         digits: length of the key, 5 in the field's tables and 10 in its hard variant; from 1 to 18.
         protocol: `forced` or `generate`; see PROTOCOLS.
         seed: of the keys.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

@@ -62,7 +62,7 @@ def perplexity(
             `strided`, whose other lengths read the same text in more of them.
         stride: tokens by which the windows of `strided` move on, at most the shortest length.
         slice_size: positions whose logits exist at once.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:

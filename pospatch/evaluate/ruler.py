@@ -20,6 +20,7 @@ from pospatch.evaluate._tokens import positive_lengths, text_tokens
 __all__ = ["PROTOCOLS", "SUBTASKS", "draw", "ruler"]
 
 PROTOCOLS = {"lm_eval": "lm-eval's templates and scorer (share of references in the answer), needles in a local text"}
+_SLACK = 256  # tokens: lm-eval's generators count a prompt without all of its template, and none may be cut
 
 
 def ruler(
@@ -50,7 +51,7 @@ def ruler(
         subtasks: some of SUBTASKS.
         samples: documents per subtask and length, 500 in the paper.
         seed: of the documents.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:
@@ -75,7 +76,7 @@ def ruler(
     cells = Cells(path, run)
     todo = [(name, length) for length in wanted for name in chosen if f"{name}/{length}" not in cells]
     made = {each: documents(each[0], tokenizer, each[1], samples, seed, text) for each in todo}
-    lm = language_model(model, tokenizer, wanted[-1])
+    lm = language_model(model, tokenizer, wanted[-1] + _SLACK)
     with bar(f"ruler, {label}", len(todo), progress) as advance:
         for name, length in todo:
             cells[f"{name}/{length}"] = _scores(lm, name, made[name, length])

@@ -53,7 +53,7 @@ def short_guard(
         base: the model to compare with, or the folder or repository of one; None takes the patch off for a while.
         windows: windows per length, one after the other.
         slice_size: positions whose logits exist at once.
-        path: where to write the result (.json and .png) and, meanwhile, finished cells to go on from.
+        path: where to write the result (.json, .md and .png) and, meanwhile, finished cells to go on from.
         progress: show a bar on stderr.
 
     Raises:
