@@ -728,3 +728,20 @@ def test_threads_do_not_share_a_forward() -> None:
         for thread in threads:
             thread.join()
     assert wrong == []
+
+
+@pytest.mark.parametrize("host", ["bert", "roberta"])
+@pytest.mark.parametrize(
+    ("name", "options", "times"),
+    [("grouped", {"group_size": 2}, 2), ("recurrent", {"factor": 2}, 2), ("randomized", {"length": 16}, 1)],
+)
+@torch.no_grad()
+def test_a_host_with_index_buffers_reads_all_that_is_promised(
+    host: str, name: str, options: dict[str, Any], times: int
+) -> None:
+    """Some tables begin after rows of their own, and a draw of few positions takes none away from evaluation."""
+    model = tiny.build(host)
+    length = pospatch.inspect(model).trained_length
+    pospatch.apply(model, name, **options)
+    tokens = tiny.ids(1, times * length)
+    assert tiny.logits(model, tokens).shape[1] == times * length

@@ -142,7 +142,8 @@ def _reindex(plan: Plan, patch: Patch) -> None:
         geometry = firsts[stack_of(table.path, plan.paired)][1].with_(length=table.rows)
         patch.readers[table.path] = readers.at_table(table, geometry)
         if length := method.target_length(geometry):
-            embedding.regrow(table.parent, plan.sites.host.buffers, length, patch.undo)
+            rows = max(length, table.rows) + table.offset
+            embedding.regrow(table.parent, plan.sites.host.buffers, rows, patch.undo)
     for path, geometry in firsts.values():
         if added := patch.kept.get((path, "table")):
             layer = _first_path(path)
