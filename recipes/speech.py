@@ -29,7 +29,7 @@ import pospatch
 from pospatch import assets
 from pospatch.errors import BadOption
 from pospatch.training.run import carry_out
-from pospatch.training.study import ANEW, fit, progress, settings, stacks, write
+from pospatch.training.study import ANEW, bars, fit, progress, settings, stacks, write
 
 RATE, FRAMES = 16000, 50  # samples and encoder positions a second
 WINDOW = 30.0  # seconds that the model was trained for
@@ -224,10 +224,17 @@ def run(chosen: Settings) -> dict[str, Any]:
 
 
 def study(chosen: Settings) -> dict[str, Any]:
-    """Run, and write results."""
+    """Run, and write results and picture."""
     results = run(chosen)
     folder = write(chosen.output_dir, chosen, results)
-    print(f"wrote {folder / 'results.json'}")
+    heard = {name: each for name, each in results.items() if isinstance(each, dict) and "word_error_rate" in each}
+    shown = {"words wrong, %": "word_error_rate", "CPU seconds a sound": "cpu_seconds_a_sound"}
+    bars(
+        folder / "picture.png",
+        list(heard),
+        {title: [each[name] for each in heard.values()] for title, name in shown.items()},
+    )
+    print(f"wrote {folder / 'results.json'} and {folder / 'picture.png'}")
     return results
 
 

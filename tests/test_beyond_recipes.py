@@ -17,7 +17,7 @@ import yaml
 
 from pospatch.errors import BadOption, BadOptionType, UnknownName
 from pospatch.training import study
-from pospatch.training.study import Curve, draw, fit, settings, spread, stacks
+from pospatch.training.study import Curve, bars, draw, fit, settings, spread, stacks
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIGS = sorted((RECIPES / "configs" / "beyond").glob("*.yaml"))
@@ -74,6 +74,11 @@ def test_a_small_run_ends_with_results_and_a_picture(config: Path, tmp_path: Pat
     named = set(yaml.safe_load(config.read_text())["patches"])
     assert named in [set(value) for value in results.values() if isinstance(value, dict)]
     assert 5_000 < (tmp_path / "run" / "picture.png").stat().st_size < 100_000
+
+
+def test_bars_stand_at_their_names(tmp_path: Path) -> None:
+    bars(tmp_path / "a.png", ["as it is", "patched"], {"words wrong, %": [3.0, 41.5], "seconds": [0.6, 0.1]})
+    assert 2_000 < (tmp_path / "a.png").stat().st_size < 100_000
 
 
 def test_settings_come_from_file_and_flags_and_say_what_is_wrong(tmp_path: Path) -> None:

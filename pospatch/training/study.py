@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from argparse import ArgumentDefaultsHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from pospatch.evaluate._result import write_json
 from pospatch.training.arguments import Parser, parsed
 from pospatch.training.options import entry, structure
 
-__all__ = ["ANEW", "Curve", "draw", "fit", "progress", "settings", "spread", "stacks", "write"]
+__all__ = ["ANEW", "Curve", "bars", "draw", "fit", "progress", "settings", "spread", "stacks", "write"]
 
 ANEW = "nothing is written before the end, so the same command begins anew"  # said of a recipe that does not resume
 
@@ -135,6 +135,24 @@ class Curve:
     where: tuple[float, ...]
     values: tuple[tuple[float, float, float], ...]
     dashed: bool = False
+
+
+def bars(path: Path, names: Sequence[str], panels: Mapping[str, Sequence[float]]) -> None:
+    """A PNG with a bar for each name, one panel beside the other; `panels` holds the values by title."""
+    from matplotlib.figure import Figure
+
+    if not _first():
+        return
+    figure = Figure(figsize=(7.2, 0.9 + 0.45 * len(names)), dpi=110, layout="constrained")
+    for axes, (title, values) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        axes.bar_label(axes.barh(names, values, height=0.6), padding=3, fontsize=8)
+        axes.set(title=title)
+        axes.margins(x=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+    axes.invert_yaxis()  # shared: the first name stands at the top
+    save_figure(figure, path)
 
 
 def draw(
