@@ -516,12 +516,12 @@ def test_where_tensorboard_is_not_installed_a_run_says_so_and_goes_on(
 def test_more_memory_than_the_machine_has_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plan, "_all_memory", lambda device: 100_000)
+    monkeypatch.setattr(plan, "total_memory", lambda device: 100_000)
     with pytest.raises(BadOption, match=r"training needs about .* GiB .* in all.*check_memory: false goes on"):
         _run(tmp_path)
     assert not (tmp_path / "out" / "start.json").exists()
     assert (_run(tmp_path, max_steps=2, check_memory=False) / "results.json").is_file()
-    monkeypatch.setattr(plan, "_all_memory", lambda device: 10**12)
+    monkeypatch.setattr(plan, "total_memory", lambda device: 10**12)
     monkeypatch.setattr(plan, "available_memory", lambda device: 100_000)
     capsys.readouterr()
     _run(tmp_path / "busy", max_steps=2)
@@ -539,7 +539,7 @@ def test_the_estimate_is_what_a_run_holds_and_parts_of_it_are_not_judged(
     assert plan.needed(parse(["--config", str(_config(tmp_path, loss_slice=8, optim="sgd"))]), model) == (
         2 * weights + activations + logits
     )
-    monkeypatch.setattr(plan, "_all_memory", lambda device: 1)
+    monkeypatch.setattr(plan, "total_memory", lambda device: 1)
     plan.check_memory(arguments, model, shared_out=True)
     with pytest.raises(BadOption, match="in all"):
         plan.check_memory(arguments, model, shared_out=False)

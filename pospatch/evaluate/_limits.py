@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pospatch.engine.embedding import AddedTable
     from pospatch.engine.positions import Reindex
 
-__all__ = ["available_memory", "forward_memory", "reach", "refuse_beyond_memory", "refuse_too_long"]
+__all__ = ["available_memory", "forward_memory", "reach", "refuse_beyond_memory", "refuse_too_long", "total_memory"]
 
 
 def refuse_too_long(model: Any, length: int) -> None:
@@ -142,7 +142,19 @@ def available_memory(device: torch.device) -> int | None:
             found = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         return found["MemAvailable"]
     except (OSError, KeyError, ValueError, IndexError):
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):
-            return None
+        return _pages("SC_AVPHYS_PAGES")
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a device, used or not, or None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    return _pages("SC_PHYS_PAGES") if device.type == "cpu" else None
+
+
+def _pages(name: str) -> int | None:
+    """Bytes of so many pages, where the system counts them."""
+    try:
+        return os.sysconf(name) * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-import torch
 from transformers.integrations import is_tensorboard_available
 
 from pospatch.api import unwrap
 from pospatch.errors import BadOption
-from pospatch.evaluate._limits import available_memory
+from pospatch.evaluate._limits import available_memory, total_memory
 from pospatch.training import disk
 from pospatch.training.arguments import Arguments
 
@@ -58,7 +56,7 @@ def check_memory(arguments: Arguments, model: Any, *, shared_out: bool) -> None:
     Raises:
         BadOption: saying how much is needed and how much there is.
     """
-    wanted, there = needed(arguments, model), _all_memory(arguments.training.device)
+    wanted, there = needed(arguments, model), total_memory(arguments.training.device)
     if shared_out or not arguments.run.check_memory or there is None or wanted <= there:
         return
     raise BadOption(
@@ -102,18 +100,6 @@ def memory(arguments: Arguments, model: Any) -> str:
 
 def _gib(count: int) -> str:
     return f"{count / 2**30:.2f} GiB"
-
-
-def _all_memory(device: torch.device) -> int | None:
-    """Bytes of a device, used or not, or None where the system does not say."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[1])
-    if device.type != "cpu":
-        return None
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def seconds(arguments: Arguments, steps: int, forward: float) -> str:
