@@ -170,6 +170,15 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.1.json", "run.1.png"]
 
 
+def test_a_peer_that_cannot_do_it_is_left_out_with_a_note() -> None:
+    report = bench.bench(
+        "tiny-llama", ["yarn:factor=2,layers=[1]"], lengths=[24], repeats=1, peers=True, memory=False, reference=False,
+        progress=False,
+    )  # fmt: skip
+    assert set(report.rows[0]["seconds"]) == {"ours", "plain"}
+    assert "transformers not run" in report.rows[0]["note"]
+
+
 def test_methods_are_read_with_their_options() -> None:
     assert method_of("alibi") == ("alibi", {})
     assert method_of("t5_bias:num_buckets=8,max_distance=64") == ("t5_bias", {"num_buckets": 8, "max_distance": 64})

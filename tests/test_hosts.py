@@ -329,3 +329,14 @@ def test_no_error_but_ours() -> None:
     """A model that pospatch cannot probe raises one of its own errors."""
     with pytest.raises(PospatchError):
         pospatch.apply(built("dia-base"), "alibi")
+
+
+def test_layers_that_reuse_keys_are_refused_to_what_acts_on_keys() -> None:
+    """Their keys come from an earlier layer's cache, where what acts inside attention would misplace them."""
+    found = next(name for name in VARIANTS if name.startswith("gemma3n_text"))
+    config = copy.deepcopy(built(found).config)
+    config.layer_types = ["full_attention"] * config.num_hidden_layers
+    config.num_kv_shared_layers = 1
+    model = type(built(found))(config)
+    with pytest.raises(UnsupportedHost, match="reuses those of an earlier layer"):
+        pospatch.apply(model, "self_extend")

@@ -86,7 +86,10 @@ def by_blocks(
     batch, heads, length, _ = query.shape
     blocks = row_blocks(length, BLOCK_SCORES // max(1, batch * heads * keys * planes))
     again = torch.is_grad_enabled() and batch * heads * length * keys > KEPT_SCORES and not keep
-    parts = [checkpoint(block, rows, use_reentrant=False) if again else block(rows) for rows in blocks]
+    if again:  # the query goes along so that the state of its device's random numbers is kept for dropout
+        parts = [checkpoint(lambda rows, _: block(rows), rows, query, use_reentrant=False) for rows in blocks]
+    else:
+        parts = [block(rows) for rows in blocks]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 

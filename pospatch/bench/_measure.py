@@ -10,16 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import torch
-
 from pospatch.bench._build import build, config_of
 from pospatch.bench._cell import Cell, method_of
 from pospatch.bench._layer import has_reference
 from pospatch.bench._memory import peak
 from pospatch.bench._peers import peers_of
-from pospatch.bench._report import Report
+from pospatch.bench._report import Report, machine
 from pospatch.bench._timing import CLOCKS, alternate, ratio
-from pospatch.errors import BadOption, suggest
+from pospatch.errors import BadOption, UnsupportedHost, suggest
 from pospatch.evaluate._progress import bar
 from pospatch.evaluate._result import Cells, versions
 
@@ -87,7 +85,7 @@ def bench(
     ]  # fmt: skip
     plans = [(cell, *_compared(cell, reference, reference_limit, peers)) for cell in cells]
     done = Cells(path, {"task": "bench", "repeats": repeats, "clock": clock, "memory": memory,
-                        "threads": torch.get_num_threads(), "versions": versions()})  # fmt: skip
+                        "machine": machine(device), "versions": versions()})  # fmt: skip
     todo = [plan for plan in plans if _key(*plan) not in done]
     with bar("bench", len(todo) * (repeats + 1 + int(memory)), progress) as advance:
         for cell, compared, note in todo:
@@ -100,6 +98,19 @@ def bench(
         report.save(path)
         done.finish()
     return report
+
+
+def _built(compared: dict[str, Cell], note: str) -> tuple[dict[str, Callable[[], object]], str]:
+    """The work of each, without others' code that cannot do it."""
+    works, notes = {}, [note] if note else []
+    for name, each in compared.items():
+        try:
+            works[name] = build(each)
+        except UnsupportedHost as error:
+            if each.peer is None:
+                raise
+            notes.append(f"{name} not run: {error}")
+    return works, "; ".join(notes)
 
 
 def _key(cell: Cell, compared: dict[str, Cell], note: str) -> str:
@@ -149,7 +160,8 @@ def _row(
             advance()
 
     row: dict[str, Any] = {"work": cell.work, "method": cell.method, "options": cell.options, "length": cell.length}
-    works = {name: build(each) for name, each in compared.items()}
+    works, note = _built(compared, note)
+    compared = {name: compared[name] for name in works}
     times = alternate(works, repeats=repeats, clock=clock, device=cell.device, step=step)
     del works
     gc.collect()

@@ -13,7 +13,7 @@ import torch
 from pospatch.bench._timing import exponent
 from pospatch.evaluate._result import stem, versions, write_json
 
-__all__ = ["Report", "grouped"]
+__all__ = ["Report", "grouped", "machine"]
 
 
 @dataclass(kw_only=True)
@@ -34,15 +34,8 @@ class Report:
     @classmethod
     def of(cls, rows: list[dict[str, Any]], **about: Any) -> Report:
         """A report of these rows, with the machine and the growth filled in."""
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "load": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
-        }
-        if about["device"].startswith("cuda"):
-            machine["gpu"] = torch.cuda.get_device_name(about["device"])
-        return cls(rows=rows, growth=_growth(rows), machine=machine, **about)
+        load = list(os.getloadavg()) if hasattr(os, "getloadavg") else None
+        return cls(rows=rows, growth=_growth(rows), machine={**machine(about["device"]), "load": load}, **about)
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write `path` with the suffixes .json and .png and return both; the numbers first."""
@@ -52,6 +45,18 @@ class Report:
         base = stem(path)
         data = write_json(base.with_name(base.name + ".json"), asdict(self))
         return data, save_figure(draw(self), base.with_name(base.name + ".png"))
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the numbers belong to: processor, cores, threads and GPU."""
+    found: dict[str, Any] = {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
 
 
 def grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, Any]]]:

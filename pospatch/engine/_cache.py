@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pospatch.attention._parts import count, split
 from pospatch.engine._follow import keep
-from pospatch.engine._forget import forget
+from pospatch.engine._forget import announce, forget
 from pospatch.engine._reindex import rotated, stored_form
 from pospatch.engine._state import Call
 from pospatch.errors import UnsupportedHost
@@ -57,6 +57,7 @@ class CacheView:
         if token_state is not None:
             self._refuse_quantized(layer_idx)
             key_states = pack_state(key_states, token_state)
+        announce(call, layer_idx)
         found = self._pospatch_cache.update(key_states, value_states, layer_idx, *args, **kwargs)
         call.held = forget(call, layer_idx)
         return found

@@ -70,6 +70,12 @@ def _check_reach(plan: Plan) -> None:
                         f"{method.name} acts on q and k, and the attention of {plan.model.config.model_type!r} has "
                         f"mathematics of its own, into which {what} can be brought from outside"
                     )
+        inside = acting.get("score") or acting.get("rotary")
+        if inside is not None and getattr(plan.sites.attention[path], "is_kv_shared_layer", False):
+            raise UnsupportedHost(
+                f"{inside.name} acts inside attention, where it must know its keys, and {path} reuses those of an earlier layer "
+                f"(num_kv_shared_layers); choose layers before it with layers=[...], or a method that only changes frequencies"
+            )
         native = plan.base[path].rotation
         fresh = acting.get("rotary") is plan.slots.get("rotation")  # pairs of its own
         if "rotary" in acting and not fresh and native is not None and native.layout == UNKNOWN:

@@ -17,12 +17,14 @@ _VALUES = 64  # of each tensor
 def fingerprint(model: Any) -> str:
     """SHA-256 over the name, shape and dtype of every tensor that a checkpoint of the model holds, and some of its values.
 
-    Few values of each tensor, so that a large model costs milliseconds; training changes practically all of them.
+    Few values of each tensor, so that a large model costs milliseconds; training changes practically all of them. Where a
+    tensor's values are not at hand (offloaded, sharded, packed), the whole path that the model came from stands for them.
     """
-    digest = hashlib.sha256()
+    digest, origin = hashlib.sha256(), str(getattr(getattr(model, "config", None), "_name_or_path", ""))
     for name, value in _tensors(model):
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-        digest.update(_values(value.detach()))
+        values = _values(value.detach())
+        digest.update(origin.encode() if values is None else values)
     return digest.hexdigest()
 
 
@@ -35,14 +37,16 @@ def _tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
                 yield f"{path}.{name}", value
 
 
-def _values(tensor: Tensor) -> bytes:
-    """Bytes of values spread evenly over a tensor; none where there are none to read."""
-    if tensor.is_meta or not tensor.numel():
+def _values(tensor: Tensor) -> bytes | None:
+    """Bytes of values spread evenly over a tensor; None where they cannot be read."""
+    if not tensor.numel():
         return b""
+    if tensor.is_meta:
+        return None
     step = tensor.numel() // _VALUES | 1  # odd, so that the values do not all stand in one column
     places = torch.arange(0, tensor.numel(), step, device=tensor.device)
     try:
         chosen = tensor[torch.unravel_index(places, tensor.shape)]  # view(-1) would copy what is not contiguous
         return chosen.cpu().reshape(-1).view(torch.uint8).numpy().tobytes()
     except (NotImplementedError, RuntimeError):  # packed weights of a quantized model, which cannot be indexed
-        return b""
+        return None

@@ -29,8 +29,8 @@ class Streaming(Bands):
         sinks: first tokens that stay visible, 4 in the paper.
         window: latest tokens that are visible, the query among them; None is the trained length less `sinks`.
 
-    Departs: keys are let go some 64 tokens later than in the paper, and masked until then, so that a cache may be cut back by
-    as many; a static or quantized cache keeps them, masked.
+    Departs: keys are let go up to 256 tokens later than in the paper, and masked until then, so that a cache may be cut back by
+    as many; pads on the left stay, and a static or quantized cache keeps all keys, masked.
 
     Raises:
         BadOption: sinks + window exceed the trained length.

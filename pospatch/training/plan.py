@@ -72,7 +72,8 @@ def needed(arguments: Arguments, model: Any) -> int:
     args, config = arguments.training, unwrap(model).config.get_text_config()
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
-    tokens = args.train_batch_size * arguments.data.sequence_length
+    batch = args.per_device_train_batch_size
+    tokens = batch * arguments.data.sequence_length
     item = 2 if args.bf16 or args.fp16 else next(model.parameters()).element_size()
     layer = tokens * config.hidden_size * item  # one tensor of hidden states; a layer keeps about 17 of them
     activations = layer * (config.num_hidden_layers + 17 if _recomputes(args) else 17 * config.num_hidden_layers)
@@ -82,7 +83,7 @@ def needed(arguments: Arguments, model: Any) -> int:
         if distills
         else min(arguments.tune.loss_slice or arguments.data.sequence_length, arguments.data.sequence_length)
     )
-    logits = 8 * args.train_batch_size * shown * config.vocab_size
+    logits = 0 if arguments.model.head == "encoder" else 8 * batch * shown * config.vocab_size
     if distills:  # the teacher's weights and its logits beside the student's
         weights, logits = 2 * weights, 2 * logits
     return int(weights + (1 + disk.moments(args)) * trained + activations + logits)
