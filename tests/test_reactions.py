@@ -76,16 +76,22 @@ def _joined(texts: list[str], count: int) -> list[str]:
     return [">>".join(".".join(side) for side in zip(*group, strict=True)) for group in groups]
 
 
-def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) -> None:
-    """Five minutes of CPU: 0.923 of masked tokens right on reactions held out, where the unpatched model has 0.908; and 0.834
-    beyond the 512 tokens that it could not read. ALiBi, which sees no sides, is at 0.63 after as many steps."""
+@pytest.mark.parametrize(
+    ("patch", "match", "steps", "beyond"), [("rope", "logits", 160, 0.8), ("alibi", "layers", 480, 0.6)]
+)
+def test_it_learns_its_chemistry_back_from_itself(
+    folder: Path, tmp_path: Path, patch: str, match: str, steps: int, beyond: float
+) -> None:
+    """Five minutes of CPU for RoPE, ten for ALiBi, which sees no sides: 0.923 and 0.909 of masked tokens right on reactions
+    held out, where the unpatched model has 0.908; and 0.834 and 0.671 beyond the 512 tokens that it could not read."""
     tokenizer, known = AutoTokenizer.from_pretrained(folder), reactions(TRAINED + HELD_OUT)
     held_out = known[TRAINED:]
     (tmp_path / "reactions.txt").write_text("\n".join(known[:TRAINED]))
     settings = {
         "model": str(folder),
         "head": "masked",
-        "patch": {"method": "rope"},
+        "patch": {"method": patch},
+        "match": match,
         "warm_start": True,
         "text": str(tmp_path / "reactions.txt"),
         "documents": "padded",
@@ -98,7 +104,7 @@ def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) 
         "learning_rate": 1e-3,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 20,
-        "max_steps": 160,
+        "max_steps": steps,
         "per_device_train_batch_size": 8,
         "save_strategy": "no",
         "use_cpu": True,
@@ -106,7 +112,7 @@ def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) 
         "output_dir": str(tmp_path / "out"),
     }
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
-    start = pospatch.apply(_load(folder), "rope")
+    start = pospatch.apply(_load(folder), patch)
     warm_start(start)
     assert _accuracy(start, tokenizer, held_out) < 0.35
     run(parse(["--config", str(tmp_path / "recipe.yaml")], distill=True), DistillRun)
@@ -114,4 +120,4 @@ def test_it_learns_its_chemistry_back_from_itself(folder: Path, tmp_path: Path) 
     assert _accuracy(learnt, tokenizer, held_out) > _accuracy(_load(folder), tokenizer, held_out) - 0.01
     long = _joined(held_out, 10)
     assert min(len(tokenizer(text)["input_ids"]) for text in long) > 512
-    assert _accuracy(learnt, tokenizer, long) > 0.8
+    assert _accuracy(learnt, tokenizer, long) > beyond
