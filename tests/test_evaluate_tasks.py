@@ -419,7 +419,7 @@ def test_the_end_of_a_patched_table_is_where_the_model_stops_reading(method, giv
         ("bert", "grouped", {}, 128),
         ("bert", "recurrent", {"factor": 3.0}, 192),  # its index buffers end
         ("roberta", "learned", {"length": 100}, 100),
-        ("roberta", "recurrent", {}, 126),  # its types are looked up at rows, which begin with two that are no position
+        ("roberta", "recurrent", {}, 128),  # its types are looked up at rows, of which the first two are no position
         ("mpnet", "grouped", {}, 128),
         ("mpnet", "recurrent", {}, None),
     ],
