@@ -95,9 +95,9 @@ class BoundedLayer(DynamicLayer):
 
 def announce(call: Call, layer: int) -> None:
     """Tell a layer that has let keys go who reads it now; a compiled call, which does not know where keys stand, does not."""
-    layers = getattr(call.cache, "layers", [])
-    if layer < len(layers) and type(layers[layer]) is BoundedLayer and call.record is not None:
-        layers[layer].reader = call.state.score
+    held = _layer(call, layer)
+    if type(held) is BoundedLayer and call.record is not None:
+        held.reader = call.state.score
 
 
 def forget(call: Call, layer: int) -> Tensor | None:
@@ -106,16 +106,13 @@ def forget(call: Call, layer: int) -> Tensor | None:
     Returns:
         The indices of the tokens whose keys this call was given, (key,), or None where it is all of them.
     """
-    method, record = call.state.score, call.record
-    layers = getattr(call.cache, "layers", [])
-    kind = type(layers[layer]) if layer < len(layers) else None
+    method, record, bounded = call.state.score, call.record, _layer(call, layer)
     if not isinstance(method, Bands) or not method.forgets or record is None:
         return None
-    if kind not in (DynamicLayer, BoundedLayer):
+    if type(bounded) not in (DynamicLayer, BoundedLayer):
         return None  # static, quantized and sliding layers have a size of their own
-    if kind is DynamicLayer:
-        layers[layer] = BoundedLayer(layers[layer], method)
-    bounded: BoundedLayer = layers[layer]
+    if type(bounded) is DynamicLayer:
+        bounded = call.cache.layers[layer] = BoundedLayer(bounded, method)
     given = bounded.held
     if bounded.total >= bounded.full:
         slack = min(max(SLACK, call.positions.shape[1]), DRAFT * SLACK)
@@ -124,3 +121,9 @@ def forget(call: Call, layer: int) -> Tensor | None:
         assert seen is not None  # what forgets hides
         bounded.let_go(seen[:, 0].any(dim=0), slack)
     return given if given.shape[0] < record.shape[1] else None
+
+
+def _layer(call: Call, index: int) -> Any:
+    """A layer of this call's cache, or None where it has none of that index yet."""
+    layers = getattr(call.cache, "layers", [])
+    return layers[index] if index < len(layers) else None
