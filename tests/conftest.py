@@ -1,5 +1,17 @@
-"""One width for every table, whatever terminal the tests run in: names that are looked for are not broken over lines."""
+"""What holds for all tests: one width for every table, no Hub but the one that a test starts, and what is made once for many."""
 
 import os
 
 os.environ["COLUMNS"] = "200"  # read by rich when a console is made, so before anything of pospatch is imported
+os.environ["HF_HUB_OFFLINE"] = "1"  # likewise by huggingface_hub, which without a network looks for each name for 23 s
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a module makes once, one worker makes: tests that share it are not dealt out over all of them (`--dist loadgroup`)."""
+    for item in items:
+        made = item._fixtureinfo.name2fixturedefs.values()
+        if any(each.scope == "module" for definitions in made for each in definitions):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))

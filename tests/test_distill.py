@@ -18,6 +18,7 @@ from pospatch.errors import BadOption
 from pospatch.training.arguments import parse
 from pospatch.training.distill import DistillRun, distance, masked
 from pospatch.training.documents import frame, rows
+from pospatch.training.lengths import Lengths
 from pospatch.training.options import DataArguments, DistillArguments
 from pospatch.training.run import run
 from tests.test_training import _LLAMA, _config
@@ -59,6 +60,15 @@ _RUNS: dict[str, dict[str, Any]] = {
         "documents": "padded",
         "tuning": "full",
     },
+    "encoder, pieces of several lengths": {
+        "model": _BERT,
+        "head": "encoder",
+        "patch": "rope",
+        "warm_start": True,
+        "match": "hidden+embedding",
+        "length_mix": [8, 12, 24],
+        "tuning": "full",
+    },
 }
 
 
@@ -74,7 +84,7 @@ def _distill(folder: Path, **changes: Any) -> Path:
         "learning_rate": 3e-3,
         **changes,
     }
-    run(parse(["--config", str(_config(folder, **settings))], distill=True), DistillRun)
+    run(parse(["--config", str(_config(folder, **settings))], DistillArguments), DistillRun)
     return folder / "out"
 
 
@@ -103,11 +113,8 @@ def test_an_encoder_is_saved_with_its_patch(tmp_path: Path) -> None:
 
 def test_what_every_row_pads_is_not_computed() -> None:
     rows = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
-    for documents, warmup, scheme, longest in [
-        ("padded", [], "one", 3), ("concat", [], "one", None), ("padded", [2], "one", None), ("padded", [], "ring", None),
-    ]:  # fmt: skip
-        data, tune = SimpleNamespace(documents=documents), SimpleNamespace(length_warmup=warmup)
-        run = SimpleNamespace(arguments=SimpleNamespace(data=data, tune=tune), scheme=scheme)
+    for documents, scheme, longest in [("padded", "one", 3), ("concat", "one", None), ("padded", "ring", None)]:
+        run = SimpleNamespace(arguments=SimpleNamespace(data=SimpleNamespace(documents=documents)), scheme=scheme)
         assert DistillRun._longest(run, {"attention_mask": rows}) == longest
 
 
@@ -143,11 +150,30 @@ def test_distances_are_those_of_their_formulas() -> None:
     real = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
     layers = [SimpleNamespace(hidden_states=[ours * 0, x, ours]) for x in (ours, theirs)]  # a layer apart, one alike
     assert distance(*layers, DistillArguments(match="layers")) == pytest.approx(float(wanted) / 2, rel=1e-5)
-    for match in ("hidden", "logits"):
+    unit = [(x.sum(1) / x.sum(1).norm(dim=-1, keepdim=True)).double() for x in (ours, theirs)]
+    embedded = (unit[0] - unit[1]).square().sum(-1).mean()
+    assert distance(student, teacher, DistillArguments(match="embedding")) == pytest.approx(float(embedded), rel=1e-5)
+    both = distance(student, teacher, DistillArguments(match="hidden+embedding"))
+    assert both == pytest.approx(float(wanted + embedded), rel=1e-5)
+    for match in ("hidden", "logits", "embedding"):
         cut = [SimpleNamespace(logits=x[:, :3], last_hidden_state=x[:, :3]) for x in (ours, theirs)]
         whole = [SimpleNamespace(logits=x, last_hidden_state=x) for x in (ours, theirs)]
         options = DistillArguments(match=match)  # type: ignore[arg-type]
         assert distance(*whole, options, real) == pytest.approx(float(distance(*cut, options)), rel=1e-5)
+
+
+def test_every_piece_stands_in_the_frame_and_draws_hang_on_the_step() -> None:
+    ids = torch.arange(10, 34).view(2, 12)
+    lengths = Lengths(mix=(4, 6, 12), seed=3, head=torch.tensor([1]), tail=torch.tensor([2]))
+    found = lengths.cut({"input_ids": ids, "labels": ids}, 4)
+    assert found["input_ids"].tolist()[:2] == [[1, 11, 12, 2], [1, 15, 16, 2]]
+    assert torch.equal(found["input_ids"], found["labels"])
+    assert found["input_ids"].shape == (6, 4)
+    drawn = [lengths.at(step) for step in range(60)]
+    assert drawn == [lengths.at(step) for step in range(60)]
+    assert set(drawn) == {4, 6, 12}
+    assert [Lengths(warmup=(4, 6), warmup_steps=2).at(step) for step in range(5)] == [4, 4, 6, 6, None]
+    assert Lengths().at(0) is None
 
 
 def test_masks_hang_on_the_row_alone_and_spare_what_is_fixed() -> None:
@@ -207,6 +233,11 @@ def _framed() -> Any:
         ({"loss_slice": 64}, "leave loss_slice out"),
         ({"model": _BERT, "head": "encoder", "patch": "rope", "match": "logits"}, "needs a head"),
         ({"model": _BERT, "head": "masked", "patch": "alibi"}, "no mask token"),
+        ({"match": "hiden"}, "Did you mean 'hidden'"),
+        ({"match": "hidden+"}, "match must be"),
+        ({"length_mix": [12], "documents": "padded"}, "padded documents would be cut"),
+        ({"length_mix": [12], "length_warmup": [12], "length_warmup_steps": 1}, "use one"),
+        ({"length_mix": [9]}, "9 does not divide"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"mask_share": 1.0}, "mask_share"),
     ],

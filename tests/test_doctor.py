@@ -256,6 +256,20 @@ def test_a_repository_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None
         pospatch.inspect("someone/somewhere")
 
 
+def test_a_model_without_a_network_is_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads would wait for the Hub again for each file that may be there."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import _http
+
+    asked: list[float] = []
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens
+    monkeypatch.setattr(_http.time, "sleep", asked.append)
+    with pytest.raises(OSError, match="cannot be reached, and someone/somewhere is not on this machine"):
+        pospatch.from_pretrained(tf.AutoModel, "someone/somewhere")
+    assert asked == [1, 2, 4, 8, 8]  # one file's
+
+
 def test_what_is_no_checkpoint(saved: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is no checkpoint"):
         pospatch.inspect(tmp_path)

@@ -19,9 +19,9 @@ from pospatch.methods import _base as kinds
 from pospatch.training import graft, tuning
 from pospatch.training.arguments import parse
 from pospatch.training.fade import Fade
+from pospatch.training.lengths import Lengths
 from pospatch.training.options import TuneArguments
 from pospatch.training.run import Run, run
-from pospatch.training.trainer import cut
 from tests import tiny
 from tests.test_training import _config, _losses, _run, _weights
 
@@ -302,7 +302,7 @@ def test_warm_starts_that_cannot_be() -> None:
 
 def test_sequences_are_cut_into_pieces_of_the_same_tokens() -> None:
     batch = {"input_ids": torch.arange(24).view(2, 12), "labels": torch.arange(24).view(2, 12)}
-    pieces = cut(batch, 4)
+    pieces = Lengths().cut(batch, 4)
     assert pieces["input_ids"].tolist()[3] == [12, 13, 14, 15]
     assert pieces["labels"].shape == (6, 4)
 

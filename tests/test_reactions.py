@@ -18,6 +18,7 @@ import pospatch
 from pospatch.training.arguments import parse
 from pospatch.training.distill import DistillRun, masked
 from pospatch.training.graft import warm_start
+from pospatch.training.options import DistillArguments
 from pospatch.training.run import run
 from tests.reactions import albert, reactions
 
@@ -115,7 +116,7 @@ def test_it_learns_its_chemistry_back_from_itself(
     start = pospatch.apply(_load(folder), patch)
     warm_start(start)
     assert _accuracy(start, tokenizer, held_out) < 0.35
-    run(parse(["--config", str(tmp_path / "recipe.yaml")], distill=True), DistillRun)
+    run(parse(["--config", str(tmp_path / "recipe.yaml")], DistillArguments), DistillRun)
     learnt = _load(tmp_path / "out" / "model")
     assert _accuracy(learnt, tokenizer, held_out) > _accuracy(_load(folder), tokenizer, held_out) - 0.01
     long = _joined(held_out, 10)

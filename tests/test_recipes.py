@@ -16,15 +16,17 @@ import torch
 import yaml
 
 from pospatch.training.arguments import parse
+from pospatch.training.options import ContrastArguments, DistillArguments
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 CONFIGS = sorted((RECIPES / "configs").glob("*.yaml"))
+LEARNING = {"distill": DistillArguments, "contrast": ContrastArguments}  # by the end of a file's name
 MACHINES = sorted((RECIPES / "accelerate").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_run_is_valid_seeded_and_documented(path: Path) -> None:
-    arguments = parse(["--config", str(path), "--use_cpu", "true"], distill=path.stem.endswith("-distill"))
+    arguments = parse(["--config", str(path), "--use_cpu", "true"], LEARNING.get(path.stem.rpartition("-")[2]))
     assert arguments.model.stack
     assert "seed" in yaml.safe_load(path.read_text())
     assert Path(str(arguments.training.output_dir)) == Path("runs") / path.stem

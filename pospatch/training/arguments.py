@@ -18,6 +18,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from pospatch.errors import BadOption, BadOptionType, UnknownName, suggest
 from pospatch.training.options import (
+    MATCHES,
+    ContrastArguments,
     DataArguments,
     DistillArguments,
     ModelArguments,
@@ -31,7 +33,7 @@ __all__ = ["Arguments", "Parser", "parse", "parsed"]
 
 
 _OWN = (ModelArguments, DataArguments, TuneArguments, RunArguments)
-_ALL = (*_OWN, DistillArguments)
+_ALL = (*_OWN, ContrastArguments)  # which has those of distillation
 
 
 @dataclass(frozen=True)
@@ -58,20 +60,20 @@ class Parser(HfArgumentParser):
         raise BadOptionType(f"{message}; see --help")
 
 
-def parse(argv: Sequence[str] | None = None, *, distill: bool = False) -> Arguments:
-    """Read `--config FILE` and flags; those of distillation exist where it is meant.
+def parse(argv: Sequence[str] | None = None, learning: type[DistillArguments] | None = None) -> Arguments:
+    """Read `--config FILE` and flags; those of `learning` exist where it is meant.
 
     Raises:
         UnknownName: a key or flag that does not exist; with a suggestion.
         BadOption, BadOptionType: a value that cannot be used.
     """
-    own = _ALL if distill else _OWN
+    own = _OWN if learning is None else (*_OWN, learning)
     parser = Parser((*own, PatchTrainingArguments), allow_abbrev=False, formatter_class=ArgumentDefaultsHelpFormatter)
     chosen = parsed(parser, argv)
     config = _plain(chosen)
     _check(chosen)
     model, data, tune, run, *rest = parser.parse_dict(chosen)
-    return Arguments(model, data, tune, run, rest[-1], config, rest[0] if distill else None)
+    return Arguments(model, data, tune, run, rest[-1], config, None if learning is None else rest[0])
 
 
 def parsed(parser: Parser, argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -148,10 +150,16 @@ def _check(values: dict[str, Any]) -> None:
     for name in ("sequence_length", "eval_last", "eval_windows", "lora_r"):
         if values[name] < 1:
             raise BadOption(f"{name} must be at least 1, got {values[name]}")
+    for name in "" if values.get("match") is None else values["match"].split("+"):
+        if name not in MATCHES:
+            hint = suggest(name, MATCHES)
+            raise BadOption(f"match must be {', '.join(MATCHES)}, or several joined by '+', got {name!r}.{hint}")
     if not values.get("temperature", 1.0) > 0:
         raise BadOption(f"temperature must be above 0, got {values['temperature']}")
     if not 0 <= values.get("mask_share", 0.0) < 1:
         raise BadOption(f"mask_share must be 0 to below 1, got {values['mask_share']}")
+    if "scale" in values:
+        _check_contrast(values)
     if values["loss_slice"] < 0:
         raise BadOption(f"loss_slice must be 0 (all logits at once) or more, got {values['loss_slice']}")
     if values["stride"] is not None and (values["documents"] != "sliding" or values["stride"] < 1):
@@ -169,23 +177,41 @@ def _check(values: dict[str, Any]) -> None:
         )
 
 
+def _check_contrast(values: dict[str, Any]) -> None:
+    if not values["scale"] > 0 or not values["keep"] >= 0:
+        raise BadOption(f"scale must be above 0 and keep at least 0, got {values['scale']} and {values['keep']}")
+    if len(sizes := values["query_tokens"]) != 2 or not 1 <= sizes[0] <= sizes[1]:
+        raise BadOption(f"query_tokens are the shortest and the longest passage, from 1, got {sizes}")
+    if not 0 < values["query_share"] <= 1:
+        raise BadOption(f"query_share must be above 0 and up to 1, got {values['query_share']}")
+
+
+def _check_lengths(values: dict[str, Any]) -> None:
+    warmup, each, mix, whole = (
+        values[name] for name in ("length_warmup", "length_warmup_steps", "length_mix", "sequence_length")
+    )
+    if bool(warmup) != (each > 0) or each < 0:
+        raise BadOption(f"length_warmup and length_warmup_steps go together, got {warmup} and {each}")
+    if warmup and mix:
+        raise BadOption("length_warmup and length_mix both say how long a step's sequences are: use one")
+    for name, lengths in (("length_warmup", warmup), ("length_mix", mix)):
+        if bad := [length for length in lengths if length < 4 or whole % length]:
+            raise BadOption(
+                f"{name}: {bad[0]} does not divide sequence_length {whole}, or is below 4; whole sequences are cut into pieces"
+            )
+        if lengths and values["documents"] in ("packed", "padded"):
+            raise BadOption(
+                f"{name} cuts sequences, and {values['documents']} documents would be cut with them; set documents: sliding"
+            )
+
+
 def _check_schedules(values: dict[str, Any]) -> None:
     graft, steps = values["graft"], values["graft_steps"]
     if (graft == "swap") != (steps == 0) or steps < 0:
         raise BadOption(
             f"graft_steps is the number of steps of graft: fade or at_step, got {steps} with graft: {graft}"
         )
-    lengths, each, whole = values["length_warmup"], values["length_warmup_steps"], values["sequence_length"]
-    if bool(lengths) != (each > 0) or each < 0:
-        raise BadOption(f"length_warmup and length_warmup_steps go together, got {lengths} and {each}")
-    if bad := [length for length in lengths if length < 2 or whole % length]:
-        raise BadOption(
-            f"length_warmup: {bad[0]} does not divide sequence_length {whole}; whole sequences are cut into pieces"
-        )
-    if lengths and values["documents"] in ("packed", "padded"):
-        raise BadOption(
-            f"length_warmup cuts sequences, and {values['documents']} documents would be cut with them; set documents: sliding"
-        )
+    _check_lengths(values)
     if values["warm_start"] and values["tuning"] == "lora":
         raise BadOption(
             "warm_start changes the token embeddings, and the adapter of tuning: lora does not hold them; use lora_embed_norm "

@@ -18,32 +18,58 @@ from pospatch.training import data as packing
 from pospatch.training import tuning
 from pospatch.training.arguments import parse
 from pospatch.training.documents import rows
-from pospatch.training.options import DistillArguments, TuneArguments
+from pospatch.training.options import MATCHES, DistillArguments, TuneArguments
 from pospatch.training.run import Run, carry_out, run
 from pospatch.training.trainer import PatchTrainer
 
-__all__ = ["DistillRun", "DistillTrainer", "distance", "main", "masked"]
+__all__ = ["DistillRun", "DistillTrainer", "distance", "main", "masked", "pooled"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from flags."""
-    carry_out(lambda: run(parse(argv, distill=True), DistillRun))
+    carry_out(lambda: run(parse(argv, DistillArguments), DistillRun))
 
 
 def distance(student: Any, teacher: Any, arguments: DistillArguments, real: Tensor | None = None) -> Tensor:
     """How far the student's output is from the teacher's, a mean over tokens; `real` (batch, length) is 0 at pads.
 
     logits: T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats; hidden: |student - teacher|^2 / |teacher|^2 of the
-    last hidden states; layers: the mean of that over the hidden states that the layers give.
+    last hidden states; layers: the mean of that over the hidden states that the layers give; embedding: |student - teacher|^2
+    of the normalised means over tokens. Several are added.
     """
-    if arguments.match == "layers":
-        pairs = list(zip(student.hidden_states, teacher.hidden_states, strict=True))[1:]  # the first is no layer's
-        return torch.stack([_apart(*pair, real) for pair in pairs]).mean()
-    if arguments.match == "hidden":
-        return _apart(_hidden(student), _hidden(teacher), real)
-    ours, theirs = ((output.logits.float() / arguments.temperature).log_softmax(-1) for output in (student, teacher))
+    assert arguments.match is not None  # chosen before the run begins
+    each = [_DISTANCES[name](student, teacher, arguments.temperature, real) for name in arguments.match.split("+")]
+    return torch.stack(each).sum()
+
+
+def _logits(student: Any, teacher: Any, temperature: float, real: Tensor | None) -> Tensor:
+    ours, theirs = ((output.logits.float() / temperature).log_softmax(-1) for output in (student, teacher))
     each = nn.functional.kl_div(ours, theirs, reduction="none", log_target=True).sum(-1)
-    return arguments.temperature**2 * _mean(each, real)
+    return temperature**2 * _mean(each, real)
+
+
+def _last(student: Any, teacher: Any, temperature: float, real: Tensor | None) -> Tensor:
+    return _apart(_hidden(student), _hidden(teacher), real)
+
+
+def _layers(student: Any, teacher: Any, temperature: float, real: Tensor | None) -> Tensor:
+    pairs = list(zip(student.hidden_states, teacher.hidden_states, strict=True))[1:]  # the first is no layer's
+    return torch.stack([_apart(*pair, real) for pair in pairs]).mean()
+
+
+def _embedding(student: Any, teacher: Any, temperature: float, real: Tensor | None) -> Tensor:
+    ours, theirs = (pooled(_hidden(output), real) for output in (student, teacher))
+    return (ours - theirs).square().sum(-1).mean()
+
+
+_DISTANCES = dict(zip(MATCHES, (_logits, _last, _layers, _embedding), strict=True))
+
+
+def pooled(hidden: Tensor, real: Tensor | None) -> Tensor:
+    """Unit vectors (batch, width) in float32: the means of hidden states over the tokens that are no pads."""
+    hidden = hidden.float()
+    whole = hidden.sum(1) if real is None else (hidden * real[..., None]).sum(1)  # a mean's direction is its sum's
+    return nn.functional.normalize(whole, dim=-1)
 
 
 def _apart(ours: Tensor, theirs: Tensor, real: Tensor | None) -> Tensor:
@@ -85,7 +111,7 @@ class DistillTrainer(PatchTrainer):
     ) -> Any:
         """The distance on a batch; the labels are not read."""
         inputs = {name: value for name, value in inputs.items() if name != "labels"}
-        extra = {"output_hidden_states": self.distill.match != "logits"}
+        extra = {"output_hidden_states": self.distill.compares_states}
         student = model(**inputs, **extra)
         with torch.no_grad():
             teacher = self.teacher(**inputs, **extra)
@@ -105,21 +131,25 @@ class DistillRun(Run):
             raise BadOption("distillation needs a patch or a teacher: without either the student is the teacher")
         if options.match is None:
             options.match = "hidden" if model.head == "encoder" else "logits"
-        if options.match == "logits" and model.head == "encoder":
+        if "logits" in options.match.split("+") and model.head == "encoder":
             raise BadOption("match: logits needs a head; set match: hidden, or head: masked or causal")
         set_seed(self.arguments.training.seed)  # weights that are drawn are the student's
         built = tuning.build(replace(model, model=options.teacher or model.model), patched=False)
-        self.teacher, length = built.model.requires_grad_(False), self.arguments.data.sequence_length
+        self.teacher, length = built.model.requires_grad_(False), self._taught()
         if built.trained_length is not None and length > built.trained_length:
             raise BadOption(
                 f"sequence_length {length}: the teacher knows {built.trained_length} tokens, and cannot teach beyond them"
             )
 
+    def _taught(self) -> int:
+        """The longest sequence that the teacher reads."""
+        return self.arguments.data.sequence_length
+
     @property
     def options(self) -> DistillArguments:
         """What is compared."""
         found = self.arguments.distill
-        assert found is not None  # parsed with distill=True
+        assert found is not None  # parsed as such
         return found
 
     def _load_data(self) -> packing.Data:
@@ -137,7 +167,11 @@ class DistillRun(Run):
         return functools.partial(DistillTrainer, teacher=self.teacher, distill=self.options)
 
     def _collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = super()._collate(examples)
+        return self._batch(examples)
+
+    def _batch(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """What student and teacher read."""
+        batch = packing.collate(examples)
         longest = self._longest(batch)
         share, tokenizer = self.options.mask_share, self.built.tokenizer
         if self.arguments.model.head == "masked" and share > 0:
@@ -151,7 +185,7 @@ class DistillRun(Run):
         """Tokens of the longest row of padded ones; None where rows must stay whole, as others cut them into equal parts."""
         if self.arguments.data.documents != "padded" or "attention_mask" not in batch:
             return None
-        if self.arguments.tune.length_warmup or self.scheme in ("ring", "ulysses"):
+        if self.scheme in ("ring", "ulysses"):
             return None
         return int(batch["attention_mask"].sum(1).max())
 
@@ -167,10 +201,10 @@ class DistillRun(Run):
             for row in windows:
                 batch = {
                     name: value.to(trainer.args.device)
-                    for name, value in self._collate([row]).items()
+                    for name, value in self._batch([row]).items()
                     if name != "labels"
                 }
-                extra = {"output_hidden_states": self.options.match != "logits"}
+                extra = {"output_hidden_states": self.options.compares_states}
                 student, teacher = model(**batch, **extra), self.teacher(**batch, **extra)
                 real = batch.get("attention_mask")
                 compared += int(batch["input_ids"].numel() if real is None else real.sum())
@@ -185,10 +219,7 @@ class DistillRun(Run):
 
     def _agreement(self, student: Any, teacher: Any, real: Tensor | None) -> Tensor:
         """Share of tokens with the same best word, or the cosine of the two means over tokens."""
-        if self.options.match != "logits":
-            weight = torch.ones(_hidden(student).shape[:2]) if real is None else real.float()
-            ours, theirs = (
-                (_hidden(o).float() * weight.to(_hidden(o).device)[..., None]).sum(1) for o in (student, teacher)
-            )
-            return nn.functional.cosine_similarity(ours, theirs).mean()
+        if self.options.compares_states:
+            ours, theirs = (pooled(_hidden(output), real) for output in (student, teacher))
+            return (ours * theirs).sum(-1).mean()
         return _mean((student.logits.argmax(-1) == teacher.logits.argmax(-1)).float(), real)

@@ -23,7 +23,7 @@ from pospatch.training import graft, processes, resume, tuning
 from pospatch.training.arguments import Arguments, parse
 from pospatch.training.data import halves
 from pospatch.training.distill import DistillRun
-from pospatch.training.options import structure
+from pospatch.training.options import DistillArguments, structure
 from pospatch.training.run import carry_out, run
 from pospatch.training.study import Curve, draw, settings, spread, write
 
@@ -131,7 +131,7 @@ class Effect:
         distilled = bool(whole.pop("distill", False))
         whole.pop("seeds", None)
         path = write_text(place / "options.yaml", yaml.safe_dump(whole, sort_keys=False))
-        arguments = parse(["--config", str(path)], distill=distilled)
+        arguments = parse(["--config", str(path)], DistillArguments if distilled else None)
         processes.check_count(arguments.training.world_size, 1)  # scores are written by one
         return arguments
 

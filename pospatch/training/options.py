@@ -14,6 +14,8 @@ from transformers.integrations import is_tensorboard_available
 from pospatch.errors import BadOptionType
 
 __all__ = [
+    "MATCHES",
+    "ContrastArguments",
     "DataArguments",
     "DistillArguments",
     "ModelArguments",
@@ -23,6 +25,8 @@ __all__ = [
     "entry",
     "structure",
 ]
+
+MATCHES = ("logits", "hidden", "layers", "embedding")  # what distillation compares
 
 
 @dataclass
@@ -117,6 +121,8 @@ class TuneArguments:
         warm_start: give the token embeddings the mean row of the table that the patch drops.
         length_warmup: lengths that sequences are cut into at first, each for `length_warmup_steps` steps, before they are
             whole; each divides sequence_length, so that a step has as many tokens at all times.
+        length_mix: lengths one of which is drawn for every step, and sequences cut into it; each divides sequence_length. For
+            encoders, which are to read short texts as well as long ones.
     """
 
     tuning: Literal["full", "lora", "lora_embed_norm", "patch"] = field(
@@ -132,6 +138,7 @@ class TuneArguments:
     warm_start: bool = field(default=False, metadata={"help": "keep the mean of a dropped table"})
     length_warmup: list[int] = field(default_factory=list, metadata={"help": "lengths of sequences at first"})
     length_warmup_steps: int = field(default=0, metadata={"help": "steps at each of them"})
+    length_mix: list[int] = field(default_factory=list, metadata={"help": "lengths, one drawn for every step"})
 
 
 @dataclass
@@ -165,17 +172,40 @@ class DistillArguments:
     Args:
         match: `logits`: the divergence of the two distributions over the vocabulary; `hidden`: the distance of the last hidden
             states as a share of their size; `layers`: the same of every layer's, which teaches faster where the layers stay
-            what they were. Default: logits where there is a head.
+            what they were; `embedding`: the distance of the unit vectors that a sentence encoder gives, means over tokens.
+            Several joined by "+" are added. Default: logits where there is a head.
         temperature: both distributions are softened by it, above 0; the gradient is scaled back by its square.
         mask_share: of the tokens that a masked model reads masked, as in its training; 0 to below 1.
         teacher: folder or Hub repository of the model to learn from; default: the student's own, without the patch. A second
             stage needs it: its student is what the first one saved.
     """
 
-    match: Literal["logits", "hidden", "layers"] | None = field(default=None, metadata={"help": "what is compared"})
+    match: str | None = field(default=None, metadata={"help": "logits, hidden, layers or embedding, joined by +"})
     temperature: float = field(default=1.0, metadata={"help": "of both distributions"})
     mask_share: float = field(default=0.15, metadata={"help": "tokens that a masked model reads masked"})
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository"})
+
+    @property
+    def compares_states(self) -> bool:
+        """False where logits alone are compared."""
+        return self.match != "logits"
+
+
+@dataclass
+class ContrastArguments(DistillArguments):
+    """What a sentence encoder learns to find, beside staying what it was.
+
+    Args:
+        scale: cosines are multiplied by it before the softmax over documents.
+        keep: weight of the distance from the unpatched encoder, as `match` says; default of that: embedding.
+        query_tokens: shortest and longest passage that tells a document from the others, in tokens.
+        query_share: of a passage's tokens that are left in its query, above 0 and up to 1.
+    """
+
+    scale: float = field(default=20.0, metadata={"help": "of the cosines"})
+    keep: float = field(default=5.0, metadata={"help": "weight of staying what it was"})
+    query_tokens: list[int] = field(default_factory=lambda: [12, 40], metadata={"help": "shortest, longest passage"})
+    query_share: float = field(default=0.6, metadata={"help": "of a passage's tokens that are left in its query"})
 
 
 @dataclass

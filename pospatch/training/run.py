@@ -18,6 +18,8 @@ from pospatch.training import disk, graft, measure, plan, probe, processes, resu
 from pospatch.training import loss as slices
 from pospatch.training.arguments import Arguments, parse
 from pospatch.training.callbacks import MetricsFile, OnBegin, StopOnSignal, TokensBar
+from pospatch.training.documents import frame
+from pospatch.training.lengths import Lengths
 from pospatch.training.trainer import PatchTrainer, save_patch
 
 __all__ = ["Run", "carry_out", "main", "run"]
@@ -162,8 +164,15 @@ class Run:
         )
         if trainer.pop_callback(ProgressCallback) is not None:  # which a notebook or disable_tqdm replaces
             trainer.add_callback(TokensBar(tokens))
-        trainer.warmup, trainer.warmup_steps, trainer.swap = tune.length_warmup, tune.length_warmup_steps, swap
+        trainer.lengths, trainer.swap = self._lengths(), swap
         return trainer
+
+    def _lengths(self) -> Lengths:
+        tune = self.arguments.tune
+        # only sequences cut from running text all stand in a frame
+        around = frame(self.built.tokenizer) if self.arguments.data.documents == "concat" else ()
+        schedule = tune.length_warmup, tune.length_warmup_steps, tune.length_mix
+        return Lengths(*schedule, self.arguments.training.data_seed, *around)
 
     def _trainer_class(self) -> Callable[..., PatchTrainer]:
         return PatchTrainer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,21 @@ from pospatch.api import patch_of, unwrap
 from pospatch.checkpoint._own import save_own
 from pospatch.training import tuning
 from pospatch.training.graft import SwapAtStep
+from pospatch.training.lengths import Lengths
 
-__all__ = ["PatchTrainer", "cut", "save_patch"]
+__all__ = ["PatchTrainer", "save_patch"]
 
 TENSORS, RECORD = "trained_patch.safetensors", "pospatch.json"
 
 
 class PatchTrainer(Trainer):
-    """Saves and loads the patch's own tensors beside an adapter or a model, and cuts sequences shorter at first.
+    """Saves and loads the patch's own tensors beside an adapter or a model, and cuts sequences shorter.
 
-    warmup: lengths that sequences are cut into, each for `warmup_steps` steps; then they are whole.
+    lengths: what the sequences of a step are cut into.
     swap: what applies a patch at a step; the optimizer knows that patch's tensors from the start.
     """
 
-    warmup: Sequence[int] = ()
-    warmup_steps: int = 0
+    lengths: Lengths = Lengths()
     swap: SwapAtStep | None = None
 
     @property
@@ -40,10 +39,10 @@ class PatchTrainer(Trainer):
             self.control.should_training_stop = True
             return [], None
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        stage = self.state.global_step // self.warmup_steps if self.warmup_steps else len(self.warmup)
-        if stage >= len(self.warmup):
+        length = self.lengths.at(self.state.global_step)
+        if length is None:
             return batches, items
-        batches = [cut(batch, self.warmup[stage]) for batch in batches]
+        batches = [self.lengths.cut(batch, length) for batch in batches]
         return batches, self._get_num_items_in_batch(batches, device)
 
     def create_optimizer(self, model: Any = None) -> Any:
@@ -68,11 +67,6 @@ class PatchTrainer(Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if path.is_file() and not self.sharded:  # whose own checkpoint holds every weight
             tuning.load_tensors(self.model if model is None else model, path)
-
-
-def cut(batch: dict[str, Any], length: int) -> dict[str, Any]:
-    """The same tokens as more and shorter sequences of `length` tokens."""
-    return {name: value.reshape(-1, length) for name, value in batch.items()}
 
 
 def save_patch(model: Any, folder: Path) -> None:

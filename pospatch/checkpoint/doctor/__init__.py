@@ -68,10 +68,22 @@ def guard(path: str | os.PathLike[str], hub: dict[str, Any], gguf_file: str | No
 
 
 def _folder(path: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Path | None:
-    """Where the files lie on this machine: the folder, or the cache's, into which the first file is fetched."""
+    """Where the files lie on this machine: the folder, or the cache's, into which the first file is fetched.
+
+    Raises:
+        OSError: the Hub does not answer; whoever loads would only wait for it again, file after file.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
     from transformers.utils import cached_file
 
     if (folder := Path(path)).is_dir():
         return folder / (hub.get("subfolder") or "")
     found = cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
-    return None if found is None else Path(found).parent
+    if found is not None:
+        return Path(found).parent
+    asked = not (constants.HF_HUB_OFFLINE or hub.get("local_files_only"))
+    where = {key: hub[key] for key in ("cache_dir", "revision") if hub.get(key) is not None}
+    file = f"{hub['subfolder']}/{name}" if hub.get("subfolder") else name
+    if asked and try_to_load_from_cache(str(path), file, **where) is None:  # one that does not exist is kept as such
+        raise OSError(f"{constants.ENDPOINT} cannot be reached, and {path} is not on this machine")
+    return None

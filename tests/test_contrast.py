@@ -1,0 +1,121 @@
+"""Contrast: what a task is, that documents are found and the encoder stays what it was, exact resume, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel
+
+import pospatch
+from pospatch.errors import BadOption
+from pospatch.training.arguments import parse
+from pospatch.training.contrast import ContrastRun, task
+from pospatch.training.options import ContrastArguments
+from pospatch.training.run import run
+from tests.test_distill import _BERT
+from tests.test_training import _config
+
+HEAD, TAIL = torch.tensor([1]), torch.tensor([2])
+
+
+def _contrast(folder: Path, **changes: Any) -> Path:
+    settings = {
+        "model": _BERT,
+        "head": "encoder",
+        "patch": {"method": "recurrent", "factor": 4},
+        "sequence_length": 32,
+        "base_length": 32,
+        "target_length": 64,
+        "eval_last": 16,
+        "eval_windows": 9,
+        "query_tokens": [6, 12],
+        "tuning": "full",
+        "max_steps": 24,
+        "save_steps": 12,
+        "per_device_train_batch_size": 6,
+        "train_tokens": 20000,
+        "learning_rate": 1e-3,
+        **changes,
+    }
+    run(parse(["--config", str(_config(folder, **settings))], ContrastArguments), ContrastRun)
+    return folder / "out"
+
+
+def _results(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text())
+
+
+def test_documents_differ_in_one_passage_each_and_queries_are_parts_of_it() -> None:
+    rows = torch.cat([HEAD.expand(5, 1), 10 + torch.arange(5 * 60).view(5, 60), TAIL.expand(5, 1)], dim=1)
+    made = task(rows, HEAD, TAIL, ContrastArguments(query_tokens=[8, 20]))
+    assert made["input_ids"].shape == (4, 62)
+    background = set(rows[0].tolist())
+    for index, (document, query, mask) in enumerate(
+        zip(made["input_ids"], made["query_ids"], made["query_mask"], strict=True), 1
+    ):
+        foreign = [token for token in document.tolist() if token not in background]
+        assert 8 <= len(foreign) <= 20
+        start = rows[index].tolist().index(foreign[0])
+        assert rows[index].tolist()[start : start + len(foreign)] == foreign
+        kept = query[mask.bool()].tolist()
+        assert kept[0] == 1
+        assert kept[-1] == 2
+        assert set(kept[1:-1]) <= set(foreign)
+        assert 0 < len(kept) - 2 < len(foreign)
+        own = [token for token in document.tolist() if token in background]
+        assert own == [
+            *rows[0].tolist()[: len(own) - 1],
+            2,
+        ]  # the background goes on after the passage, and is cut at its end
+    again = task(rows, HEAD, TAIL, ContrastArguments(query_tokens=[8, 20]))
+    assert all(torch.equal(made[name], again[name]) for name in made)
+
+
+def test_documents_are_found_the_encoder_stays_and_a_run_resumes(tmp_path: Path) -> None:
+    whole = _contrast(tmp_path / "whole")
+    found = _results(whole)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert sum(losses[-8:]) < 0.9 * sum(losses[:8])
+    assert found["before"]["base"]["agreement"] == pytest.approx(
+        1, abs=1e-5
+    )  # recurrent changes nothing at known lengths
+    assert found["after"]["base"]["agreement"] > 0.95
+    shutil.copytree(whole, tmp_path / "half" / "out")
+    shutil.rmtree(tmp_path / "half" / "out" / "checkpoint-24")
+    assert _results(_contrast(tmp_path / "half"))["after"] == found["after"]
+    loaded = pospatch.from_pretrained(AutoModel, whole / "model")
+    assert pospatch.inspect(loaded).method == "recurrent"
+
+
+def test_a_weight_keeps_the_encoder_nearer_to_what_it_was(tmp_path: Path) -> None:
+    free, kept = (
+        _results(_contrast(tmp_path / str(weight), keep=weight, max_steps=10))["after"]["base"]["loss"]
+        for weight in (0.0, 50.0)
+    )
+    assert kept < 0.5 * free
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": _BERT, "head": "masked"}, "set head: encoder"),
+        ({"documents": "padded"}, "documents: concat"),
+        ({"length_mix": [16]}, "documents: concat"),
+        ({"per_device_train_batch_size": 2}, "3 or more"),
+        ({"query_tokens": [6, 33]}, "no room in 32 tokens"),
+        ({"query_tokens": [6]}, "shortest and the longest"),
+        ({"query_share": 0.0}, "query_share"),
+        ({"scale": 0.0}, "scale must be above 0"),
+        ({"sequence_length": 40}, "multiple of 16"),
+        ({"patch": None}, "the student is the teacher"),
+    ],
+)
+def test_what_cannot_be_contrasted(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadOption, match=message):
+        _contrast(tmp_path, **changes)
