@@ -250,3 +250,25 @@ def test_what_cannot_be_distilled(tmp_path: Path, changes: dict[str, Any], messa
 def test_fine_tuning_takes_language_models_alone(tmp_path: Path) -> None:
     with pytest.raises(BadOption, match="set head: causal, or distill"):
         run(parse(["--config", str(_config(tmp_path, model=_BERT, head="masked", patch="alibi", sequence_length=24))]))
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+@pytest.mark.parametrize("model", [_BERT, _LLAMA], ids=lambda model: model["model_type"])
+def test_dropout_is_off_unless_asked_for(tmp_path: Path, model: dict[str, Any], dropout: bool) -> None:
+    """The teacher has none. Modules have theirs as a layer or as a number for their attention."""
+    noisy = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "attention_dropout"), 0.5)
+    settings = {
+        "model": {**model, **noisy},
+        "head": "encoder",
+        "patch": "alibi",
+        "dropout": dropout,
+        "tuning": "lora",
+        "lora_dropout": 0.25,
+    }
+    arguments = parse(["--config", str(_config(tmp_path, **settings, sequence_length=24))], DistillArguments)
+    student = DistillRun(arguments, tmp_path).model.train()
+    ids = torch.arange(20)[None] + 40
+    same = torch.equal(student(input_ids=ids).last_hidden_state, student(input_ids=ids).last_hidden_state)
+    assert same != dropout
+    kept = [each.p for name, each in student.named_modules() if isinstance(each, torch.nn.Dropout) and "lora_" in name]
+    assert set(kept) == {0.25}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pospatch.bench._timing import exponent
-from pospatch.evaluate._result import stem, versions, write_json
+from pospatch.evaluate._result import beside, versions, write_json
 
 __all__ = ["Report", "grouped", "machine"]
 
@@ -42,9 +42,8 @@ class Report:
         from pospatch.bench._plot import draw
         from pospatch.evaluate._plot import save_figure
 
-        base = stem(path)
-        data = write_json(base.with_name(base.name + ".json"), asdict(self))
-        return data, save_figure(draw(self), base.with_name(base.name + ".png"))
+        data = write_json(beside(path, ".json"), asdict(self))
+        return data, save_figure(draw(self), beside(path, ".png"))
 
 
 def machine(device: str) -> dict[str, Any]:

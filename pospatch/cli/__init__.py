@@ -156,7 +156,7 @@ def evaluate(
     [b]pospatch evaluate ./model passkey --lengths 4096,10240 --set depths=3 --set trials=1[/b]
     """
     from pospatch import evaluate as tasks
-    from pospatch.evaluate._result import stem
+    from pospatch.evaluate._result import beside
 
     auto = getattr(tasks.task_of(task), "AUTO", "AutoModelForCausalLM")
     keywords = {**lengths_for(task, lengths), "path": output, **options_of(set_, "--set"), **text_of(task, text)}
@@ -169,7 +169,7 @@ def evaluate(
         patched(loaded, method, option)
     result = tasks.run(task, loaded, tokenizer, **keywords)
     show_rows(result.rows)
-    out.print(f"wrote {stem(output)}.json, .md and .png", soft_wrap=True)
+    out.print(f"wrote {beside(output, '.json')}, .md and .png", soft_wrap=True)
 
 
 app.command()(export)

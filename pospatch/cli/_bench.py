@@ -48,7 +48,7 @@ def bench(
     [b]pospatch bench gpt2 rope --work train,decode --peers --repeats 9[/b]
     """
     from pospatch import bench as benchmark
-    from pospatch.evaluate._result import stem
+    from pospatch.evaluate._result import beside
 
     made(output.parent)  # found out now rather than after hours
     report = benchmark.bench(
@@ -71,7 +71,7 @@ def bench(
     if as_json:
         return typer.echo(json.dumps(asdict(report), indent=2))
     _show(report)
-    out.print(f"wrote {stem(output)}.json and .png", soft_wrap=True)
+    out.print(f"wrote {beside(output, '.json')} and .png", soft_wrap=True)
 
 
 def _show(report: Report) -> None:

@@ -37,6 +37,7 @@ def search(
     [b]pospatch search ./model --length 32768 --evaluations 500 --text book.txt --output factors[/b]
     """
     from pospatch import assets
+    from pospatch.evaluate._result import beside
     from pospatch.factors import Evolution
     from pospatch.factors import search as run
 
@@ -60,6 +61,7 @@ def search(
         out.print(f"loss at {head} (nats a token): {shown}", soft_wrap=True)
     ended = "all generations" if found.complete else "the budget ended it; the same command goes on from here"
     out.print(f"{found.evaluations} candidates, {ended}")
-    out.print(f"wrote {output}.json and {output}.png; pospatch apply {model} longrope takes its factor, short_factor and "
+    written, picture = beside(output, ".json"), beside(output, ".png")
+    out.print(f"wrote {written} and {picture}; pospatch apply {model} longrope takes its factor, short_factor and "
               "long_factor, and in Python: apply(model, 'longrope', **Found.load(path).options)", soft_wrap=True,
               markup=False)  # fmt: skip

@@ -19,9 +19,9 @@ from pospatch.errors import BadOption, UnsupportedHost
 __all__ = [
     "Cells",
     "Result",
+    "beside",
     "compare",
     "describe_model",
-    "stem",
     "versions",
     "write_bytes",
     "write_json",
@@ -91,14 +91,15 @@ class Result:
             ) from error
 
 
-def stem(path: str | os.PathLike[str]) -> Path:
-    """A result's path without the suffix of one of its files; a dot of its own stays.
+def beside(path: str | os.PathLike[str], suffix: str) -> Path:
+    """The file of a result with this suffix. The path may end as one of its files does; another dot is the name's own.
 
-    >>> stem("runs/llama.8k").name, stem("runs/yarn.json").name
-    ('llama.8k', 'yarn')
+    >>> beside("runs/llama.8k", ".png").name, beside("runs/yarn.json", ".png").name
+    ('llama.8k.png', 'yarn.png')
     """
     base = Path(path)
-    return base.with_suffix("") if base.suffix in (".json", ".png", ".md") else base
+    name = base.stem if base.suffix in (".json", ".png", ".md") else base.name
+    return base.with_name(name + suffix)
 
 
 def compare(results: Sequence[Result], path: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -115,10 +116,9 @@ def compare(results: Sequence[Result], path: str | os.PathLike[str]) -> tuple[Pa
 
     check_kind(results)
 
-    base = stem(path)
-    written = write_json(base.with_name(base.name + ".json"), {"results": [each.to_dict() for each in results]})
-    write_text(base.with_name(base.name + ".md"), markdown(results))
-    return written, plot(results, base.with_name(base.name + ".png"))
+    written = write_json(beside(path, ".json"), {"results": [each.to_dict() for each in results]})
+    write_text(beside(path, ".md"), markdown(results))
+    return written, plot(results, beside(path, ".png"))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
@@ -137,14 +137,14 @@ def write_bytes(path: Path, content: bytes) -> Path:
     Raises:
         BadOption: it cannot be written: the disk is full, or the folder is not ours.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    half = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(content)
-        beside.replace(path)
+        half.write_bytes(content)
+        half.replace(path)
     except OSError as error:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            half.unlink(missing_ok=True)
         raise BadOption(f"{path} cannot be written: {error.strerror}; what was finished before is kept") from error
     return path
 
@@ -157,8 +157,7 @@ class Cells:
 
     def __init__(self, path: str | os.PathLike[str] | None, run: dict[str, Any]) -> None:
         self.run, self.target = run, path
-        base = stem(path) if path is not None else None
-        self.path = base.with_name(base.name + ".partial.json") if base is not None else None
+        self.path = beside(path, ".partial.json") if path is not None else None
         self.key = hashlib.sha256(json.dumps(run, sort_keys=True, default=str).encode()).hexdigest()
         self.done: dict[str, Any] = {}
         if self.path is not None and self.path.is_file():

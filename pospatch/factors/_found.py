@@ -10,7 +10,7 @@ from typing import Any
 
 from pospatch.errors import BadOption
 from pospatch.evaluate._plot import COLOURS, GREY, figure, frame, plain, save_figure
-from pospatch.evaluate._result import write_json
+from pospatch.evaluate._result import beside, write_json
 
 __all__ = ["Found"]
 
@@ -46,9 +46,8 @@ class Found:
 
     def save(self, path: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write `path` with the suffixes .json and .png and return both paths."""
-        base = Path(path)
-        picture = save_figure(self._drawn(), base.with_name(base.name + ".png"))
-        return write_json(base.with_name(base.name + ".json"), self.to_dict()), picture
+        written = write_json(beside(path, ".json"), self.to_dict())
+        return written, save_figure(self._drawn(), beside(path, ".png"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Found:

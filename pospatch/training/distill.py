@@ -133,6 +133,8 @@ class DistillRun(Run):
             options.match = "hidden" if model.head == "encoder" else "logits"
         if "logits" in options.match.split("+") and model.head == "encoder":
             raise BadOption("match: logits needs a head; set match: hidden, or head: masked or causal")
+        if not options.dropout:
+            tuning.still(self.model)
         set_seed(self.arguments.training.seed)  # weights that are drawn are the student's
         built = tuning.build(replace(model, model=options.teacher or model.model), patched=False)
         self.teacher, length = built.model.requires_grad_(False), self._taught()

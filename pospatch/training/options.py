@@ -178,12 +178,14 @@ class DistillArguments:
         mask_share: of the tokens that a masked model reads masked, as in its training; 0 to below 1.
         teacher: folder or Hub repository of the model to learn from; default: the student's own, without the patch. A second
             stage needs it: its student is what the first one saved.
+        dropout: let the model's dropout act on the student. The teacher has none: it is noise in what is compared.
     """
 
     match: str | None = field(default=None, metadata={"help": "logits, hidden, layers or embedding, joined by +"})
     temperature: float = field(default=1.0, metadata={"help": "of both distributions"})
     mask_share: float = field(default=0.15, metadata={"help": "tokens that a masked model reads masked"})
     teacher: str | None = field(default=None, metadata={"help": "folder or Hub repository"})
+    dropout: bool = field(default=False, metadata={"help": "let the student's dropout act"})
 
     @property
     def compares_states(self) -> bool:

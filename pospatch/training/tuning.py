@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import pospatch
 from pospatch import assets
@@ -14,7 +15,7 @@ from pospatch.checkpoint._own import own_tensors
 from pospatch.errors import BadOption, BadOptionType, CheckpointError
 from pospatch.training.options import ModelArguments, TuneArguments, structure
 
-__all__ = ["Built", "build", "load_tensors", "own_tensors", "prepare", "tokenizer_for"]
+__all__ = ["Built", "build", "load_tensors", "own_tensors", "prepare", "still", "tokenizer_for"]
 
 
 class Built:
@@ -104,6 +105,18 @@ def prepare(model: Any, arguments: TuneArguments, head: str = "causal") -> Any:
     for tensor in own.values():
         tensor.requires_grad_(True)
     return model
+
+
+def still(model: Any) -> None:
+    """Switch off the dropout that the model has of its own; that of LoRA, which is said by `lora_dropout`, stays."""
+    for name, module in model.named_modules():
+        if "lora_" in name:
+            continue
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for key, value in vars(module).items():  # attentions that hand a share to their function
+            if key.endswith("dropout") and isinstance(value, float):
+                setattr(module, key, 0.0)
 
 
 def _with_lora(model: Any, arguments: TuneArguments, head: str) -> Any:
