@@ -15,8 +15,9 @@ from transformers import AutoModel, BertConfig, BertModel
 
 import pospatch
 from pospatch.errors import BadOption
+from pospatch.training import processes
 from pospatch.training.arguments import parse
-from pospatch.training.distill import DistillRun, distance, masked
+from pospatch.training.distill import DistillRun, DistillTrainer, distance, masked
 from pospatch.training.documents import frame, rows
 from pospatch.training.lengths import Lengths
 from pospatch.training.options import DataArguments, DistillArguments
@@ -93,7 +94,9 @@ def _results(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("changes", _RUNS.values(), ids=_RUNS.keys())
-def test_a_student_comes_closer_to_its_teacher_and_resumes(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_a_student_comes_closer_to_its_teacher_and_resumes(
+    tmp_path: Path, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     whole = _distill(tmp_path / "whole", **changes)
     found = _results(whole)
     before, after = found["before"]["base"], found["after"]["base"]
@@ -101,8 +104,10 @@ def test_a_student_comes_closer_to_its_teacher_and_resumes(tmp_path: Path, chang
     assert after["agreement"] > before["agreement"]
     shutil.copytree(whole, tmp_path / "half" / "out")
     shutil.rmtree(tmp_path / "half" / "out" / "checkpoint-30")
+    capsys.readouterr()
     half = _results(_distill(tmp_path / "half", **changes))
     assert half["after"] == found["after"]
+    assert "resuming from" in capsys.readouterr().out
 
 
 def test_an_encoder_is_saved_with_its_patch(tmp_path: Path) -> None:
@@ -176,6 +181,34 @@ def test_every_piece_stands_in_the_frame_and_draws_hang_on_the_step() -> None:
     assert Lengths().at(0) is None
 
 
+def test_a_run_cuts_its_steps_into_the_lengths_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    own = DistillTrainer.compute_loss
+
+    def watched(self: Any, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+        if torch.is_grad_enabled():
+            seen.append(tuple(inputs["input_ids"].shape))
+        return own(self, model, inputs, *rest, **named)
+
+    monkeypatch.setattr(DistillTrainer, "compute_loss", watched)
+    _distill(
+        tmp_path, **{**_RUNS["encoder, pieces of several lengths"], "max_steps": 12, "gradient_accumulation_steps": 1}
+    )
+    assert {*seen} == {(24, 8), (16, 12), (8, 24)}
+
+
+@pytest.mark.parametrize("documents", ["concat", "sliding"])
+def test_only_running_text_has_a_frame_around_its_pieces(documents: str) -> None:
+    data = SimpleNamespace(documents=documents)
+    tune = SimpleNamespace(length_warmup=[], length_warmup_steps=0, length_mix=[4])
+    arguments = SimpleNamespace(data=data, tune=tune, training=SimpleNamespace(data_seed=1))
+    run = SimpleNamespace(arguments=arguments, built=SimpleNamespace(tokenizer=_framed()))
+    pieces = DistillRun._lengths(run).cut({"input_ids": torch.arange(10, 18)[None]}, 4)["input_ids"]
+    assert pieces.tolist() == (
+        [[0, 11, 12, 2], [0, 15, 16, 2]] if documents == "concat" else [[10, 11, 12, 13], [14, 15, 16, 17]]
+    )
+
+
 def test_masks_hang_on_the_row_alone_and_spare_what_is_fixed() -> None:
     ids = torch.randint(10, 90, (4, 400), generator=torch.Generator().manual_seed(0))
     ids[:, 0] = 2
@@ -235,6 +268,8 @@ def _framed() -> Any:
         ({"model": _BERT, "head": "masked", "patch": "alibi"}, "no mask token"),
         ({"match": "hiden"}, "Did you mean 'hidden'"),
         ({"match": "hidden+"}, "match must be"),
+        ({"match": "hidden+hidden"}, "names one thing twice"),
+        ({"base_length": 48}, "base_length 48: the teacher knows 32"),
         ({"length_mix": [12], "documents": "padded"}, "padded documents would be cut"),
         ({"length_mix": [12], "length_warmup": [12], "length_warmup_steps": 1}, "use one"),
         ({"length_mix": [9]}, "9 does not divide"),
@@ -272,3 +307,24 @@ def test_dropout_is_off_unless_asked_for(tmp_path: Path, model: dict[str, Any], 
     assert same != dropout
     kept = [each.p for name, each in student.named_modules() if isinstance(each, torch.nn.Dropout) and "lora_" in name]
     assert set(kept) == {0.25}
+
+
+def test_dropout_that_cannot_be_switched_off_is_said(tmp_path: Path) -> None:
+    """A Falcon reads its shares from the config at every call."""
+    falcon = {"model_type": "falcon", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 259,
+              "max_position_embeddings": 32, "hidden_dropout": 0.5, "bos_token_id": 0, "eos_token_id": 0}  # fmt: skip
+    with pytest.raises(BadOption, match="draws numbers in training"):
+        _distill(tmp_path, model=falcon, patch="alibi", max_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "scheme", "message"),
+    [([8], "ulysses", "leave them out"), ([8, 12], "ring", "a length of 12"), ([8], "ring", None), ([6], "ddp", None)],
+)
+def test_pieces_must_be_fit_to_be_shared_out(lengths: list[int], scheme: str, message: str | None) -> None:
+    accelerator = SimpleNamespace(parallelism_config=SimpleNamespace(cp_size=4))
+    if message is None:
+        return processes.check_lengths(lengths, scheme, accelerator)
+    with pytest.raises(BadOption, match=message):
+        processes.check_lengths(lengths, scheme, accelerator)
+    return None

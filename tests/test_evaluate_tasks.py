@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 import pospatch
 from pospatch import evaluate
+from pospatch.assets import _named
 from pospatch.errors import AssetError, BadOption, PospatchError, UnknownName, UnsupportedHost
 from pospatch.evaluate import _limits
 from pospatch.evaluate._base import unpatched
@@ -259,7 +260,7 @@ def test_short_guard_is_the_difference_to_the_unpatched_model(model, tokenizer):
     torch.testing.assert_close(own_losses(model, ids[:, :40]), after[:39])
 
 
-def test_short_guard_against_a_given_base(model, tokenizer, tmp_path):
+def test_short_guard_against_a_given_base(model, tokenizer, tmp_path, monkeypatch):
     model.save_pretrained(tmp_path)
     with pytest.raises(BadOption, match="no patch"):
         evaluate.short_guard(model, tokenizer, TEXT, lengths=40, progress=False)
@@ -269,8 +270,10 @@ def test_short_guard_against_a_given_base(model, tokenizer, tmp_path):
     assert row["change"] != 0
     with torch.no_grad():
         model.lm_head.weight.copy_(tiny("llama", max_position_embeddings=64).lm_head.weight)
-    (row,) = evaluate.short_guard(model, tokenizer, TEXT, lengths=40, base=tmp_path, progress=False).rows
-    assert row["change"] == 0
+    monkeypatch.setitem(_named.NAMED, "smollm2-135m", lambda: tmp_path)
+    for base in (tmp_path, "smollm2-135m"):
+        (row,) = evaluate.short_guard(model, tokenizer, TEXT, lengths=40, base=base, progress=False).rows
+        assert row["change"] == 0
 
 
 def test_a_patch_stands_again_after_an_error_with_what_it_learned(tokenizer):

@@ -45,9 +45,7 @@ def load(path: str | None, auto: str, dtype: str, also: Sequence[str] = ()) -> A
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         hint = suggest(str(path), also)
-        raise BadOption(
-            f"no model could be loaded from {path!r} with {auto}.{hint} transformers says: {reason}"
-        ) from None
+        raise BadOption(f"no model could be loaded from {path!r} with {auto}.{hint} The reason: {reason}") from None
 
 
 def tokenizer_of(path: str, needed: bool = False) -> Any:

@@ -51,13 +51,14 @@ def unpatched(model: Any) -> Iterator[Any]:
 
 
 def load_model(model: Any, auto: str, like: Any) -> Any:
-    """A model object as it is, or one loaded from a path with the dtype and device of `like`."""
+    """A model object as it is, or one loaded with the dtype and device of `like` from a path or the name of an asset."""
     if not isinstance(model, str | os.PathLike):
         return model
     import transformers
 
     import pospatch
+    from pospatch import assets
 
     weight = like.get_input_embeddings().weight
-    loaded = pospatch.from_pretrained(getattr(transformers, auto), os.fspath(model), dtype=weight.dtype)
+    loaded = pospatch.from_pretrained(getattr(transformers, auto), assets.model(os.fspath(model)), dtype=weight.dtype)
     return loaded.eval().to(weight.device)

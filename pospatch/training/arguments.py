@@ -150,7 +150,10 @@ def _check(values: dict[str, Any]) -> None:
     for name in ("sequence_length", "eval_last", "eval_windows", "lora_r"):
         if values[name] < 1:
             raise BadOption(f"{name} must be at least 1, got {values[name]}")
-    for name in "" if values.get("match") is None else values["match"].split("+"):
+    matches = [] if values.get("match") is None else values["match"].split("+")
+    if len({*matches}) < len(matches):
+        raise BadOption(f"match names one thing twice, got {values['match']}")
+    for name in matches:
         if name not in MATCHES:
             hint = suggest(name, MATCHES)
             raise BadOption(f"match must be {', '.join(MATCHES)}, or several joined by '+', got {name!r}.{hint}")
@@ -201,7 +204,7 @@ def _check_lengths(values: dict[str, Any]) -> None:
             )
         if lengths and values["documents"] in ("packed", "padded"):
             raise BadOption(
-                f"{name} cuts sequences, and {values['documents']} documents would be cut with them; set documents: sliding"
+                f"{name} cuts sequences, and {values['documents']} documents would be cut with them; set documents: concat"
             )
 
 

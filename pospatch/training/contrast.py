@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from pospatch.errors import BadOption
@@ -15,13 +17,13 @@ from pospatch.evaluate._progress import bar
 from pospatch.training import data as packing
 from pospatch.training.arguments import parse
 from pospatch.training.distill import DistillRun, DistillTrainer, pooled
-from pospatch.training.documents import frame
+from pospatch.training.documents import frame, rows
 from pospatch.training.lengths import Lengths
 from pospatch.training.options import ContrastArguments
 from pospatch.training.run import carry_out, run
 from pospatch.training.trainer import PatchTrainer
 
-__all__ = ["ContrastRun", "ContrastTrainer", "main", "similarities", "task"]
+__all__ = ["ContrastRun", "ContrastTrainer", "main", "task", "vector"]
 
 _KEPT = (16, 32, 64, 128, 256, 512)  # lengths of the pieces on which the encoder stays what it was
 
@@ -31,22 +33,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     carry_out(lambda: run(parse(argv, ContrastArguments), ContrastRun))
 
 
-def task(rows: Tensor, head: Tensor, tail: Tensor, options: ContrastArguments) -> dict[str, Tensor]:
+def task(texts: Tensor, head: Tensor, tail: Tensor, options: ContrastArguments) -> dict[str, Tensor]:
     """Documents that differ in one passage each, and a query for every one of them.
 
-    All documents have the first row as their background; into each goes a passage of another row, at a random place. Its query is
-    what is left of that passage when tokens are dropped (the inverse cloze task, arXiv 1906.00300, with the negatives as near as
-    they can be). What is drawn hangs on the rows alone, so that a resumed run draws the same.
+    All documents have the first text as their background; into each goes a passage of another one, at a random place. Its query
+    is what is left of that passage when tokens are dropped (the inverse cloze task, arXiv 1906.00300, with the negatives as near
+    as they can be). What is drawn hangs on the texts alone, so that a resumed run draws the same.
 
     Args:
-        rows: (rows, length), each in its frame of `head` and `tail`.
+        texts: (texts, length), each in its frame of `head` and `tail`.
 
     Returns:
-        input_ids: (rows - 1, length) documents; query_ids, query_mask: (rows - 1, longest); kept_ids: (1, length) the background.
+        input_ids: (texts - 1, length) documents; query_ids, query_mask: (texts - 1, longest); kept_ids: (1, length) background.
     """
-    draw = random.Random(int(rows.sum()))
+    draw = random.Random(int(texts.sum()))
     shortest, longest = options.query_tokens
-    background, *others = rows[:, len(head) : rows.shape[1] - len(tail)]
+    background, *others = texts[:, len(head) : texts.shape[1] - len(tail)]
     documents, queries = [], []
     for other in others:
         size = draw.randint(shortest, longest)
@@ -57,15 +59,12 @@ def task(rows: Tensor, head: Tensor, tail: Tensor, options: ContrastArguments) -
         queries.append(torch.cat([head, passage[left] if left.any() else passage, tail]))
     ids = nn.utils.rnn.pad_sequence(queries, batch_first=True)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in queries], batch_first=True)
-    return {"input_ids": torch.stack(documents), "query_ids": ids, "query_mask": mask, "kept_ids": rows[:1]}
+    return {"input_ids": torch.stack(documents), "query_ids": ids, "query_mask": mask, "kept_ids": texts[:1]}
 
 
-def similarities(model: Any, batch: dict[str, Tensor]) -> Tensor:
-    """Cosines (queries, documents) of the encoder's mean-pooled vectors."""
-    queries = pooled(
-        model(input_ids=batch["query_ids"], attention_mask=batch["query_mask"]).last_hidden_state, batch["query_mask"]
-    )
-    return queries @ pooled(model(input_ids=batch["input_ids"]).last_hidden_state, None).T
+def vector(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """The encoder's mean-pooled unit vectors (texts, width); `mask` is 0 at pads."""
+    return pooled(model(input_ids=ids, attention_mask=mask).last_hidden_state, mask)
 
 
 class ContrastTrainer(DistillTrainer):
@@ -81,12 +80,19 @@ class ContrastTrainer(DistillTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        scores = self.distill.scale * similarities(model, inputs)
+        queries, documents = (
+            vector(model, inputs["query_ids"], inputs["query_mask"]),
+            vector(model, inputs["input_ids"]),
+        )
+        scores = self.distill.scale * queries @ documents.T
         own = torch.arange(len(scores), device=scores.device)
         found = (nn.functional.cross_entropy(scores, own) + nn.functional.cross_entropy(scores.T, own)) / 2
+        if not self.distill.keep:
+            return found
         ids = inputs["kept_ids"]
-        pieces = self.kept.cut({"input_ids": ids}, self.kept.at(int(ids.sum())) or ids.shape[1])
-        return found + self.distill.keep * super().compute_loss(model, pieces)
+        length = self.kept.at(int(ids.sum()))
+        assert length is not None  # one of the mix
+        return found + self.distill.keep * super().compute_loss(model, self.kept.cut({"input_ids": ids}, length))
 
 
 class ContrastRun(DistillRun):
@@ -100,8 +106,16 @@ class ContrastRun(DistillRun):
             raise BadOption("contrast compares the documents of one batch, which is one process's: start one")
         if data.documents != "concat" or tune.length_warmup or tune.length_mix:
             raise BadOption("contrast makes its documents from rows of running text: set documents: concat, one length")
-        if self.arguments.training.train_batch_size < 3:
-            raise BadOption("contrast needs per_device_train_batch_size of 3 or more: a background and two passages")
+        batch, there = self.arguments.training.train_batch_size, len(self.data.train)
+        if batch < 3 or data.eval_windows < 3:
+            raise BadOption(
+                "a background and two passages are the least that can be told apart: set per_device_train_batch_size and "
+                f"eval_windows to 3 or more, got {batch} and {data.eval_windows}"
+            )
+        if there < batch:
+            raise BadOption(
+                f"the text has {there} sequences and a batch takes {batch}: give more text, or shorter ones"
+            )
         self.arguments.training.dataloader_drop_last = True  # what is left over at the end may be too little to compare
         self.options.match = self.options.match or "embedding"
         super()._ready_loss()
@@ -109,7 +123,7 @@ class ContrastRun(DistillRun):
         shortest = min(data.sequence_length, self.data.record["evaluation"]["target"])
         if self.options.query_tokens[1] > shortest - len(self.head) - len(self.tail):
             raise BadOption(f"query_tokens {self.options.query_tokens}: a passage has no room in {shortest} tokens")
-        self.kept = Lengths(mix=self._pieces(), seed=self.arguments.training.seed, head=self.head, tail=self.tail)
+        self.kept = Lengths(mix=self._pieces(), seed=self.arguments.training.data_seed, head=self.head, tail=self.tail)
 
     @property
     def options(self) -> ContrastArguments:
@@ -117,6 +131,21 @@ class ContrastRun(DistillRun):
         found = self.arguments.distill
         assert isinstance(found, ContrastArguments)  # parsed as such
         return found
+
+    def _load_data(self) -> packing.Data:
+        """As for distillation, and held-out documents that have nothing in common."""
+        data, arguments = super()._load_data(), self.arguments.data
+        length, wanted = data.record["evaluation"]["target"], arguments.eval_windows
+        _, text = packing.halves(arguments)
+        alike = replace(arguments, sequence_length=length, documents="concat", train_tokens=None)
+        found = rows(self.built.tokenizer, text, alike)["input_ids"][:wanted]
+        if len(found) < wanted:
+            raise BadOption(
+                f"the held-out text has {len(found)} documents of {length} tokens and eval_windows is {wanted}: give more text, "
+                "raise held_out, or lower one of the two"
+            )
+        data.windows["target"] = Dataset.from_dict({"input_ids": found.numpy()}).with_format("torch")
+        return data
 
     def _taught(self) -> int:
         return max(self._pieces())
@@ -140,16 +169,17 @@ class ContrastRun(DistillRun):
         """Agreement at the base length, and which of the held-out documents of the target length are found."""
         found = super()._evaluate(when)
         model, args = self.trainer.model, self.trainer.args
-        rows = torch.stack([row["input_ids"] for row in self.data.windows["target"]])
-        asked = {name: each.to(args.device) for name, each in task(rows, self.head, self.tail, self.options).items()}
-        training, right = model.training, []
+        held = torch.stack([row["input_ids"] for row in self.data.windows["target"]])
+        asked = {name: each.to(args.device) for name, each in task(held, self.head, self.tail, self.options).items()}
+        training, vectors = model.training, []
         model.eval()
-        with bar(when, len(rows) - 1, self.main and not args.disable_tqdm) as advance:
+        queries = vector(model, asked["query_ids"], asked["query_mask"])
+        with bar(when, len(held) - 1, self.main and not args.disable_tqdm) as advance:
             for document in asked["input_ids"]:  # one at a time: they may be long
-                right.append(similarities(model, {**asked, "input_ids": document[None]})[:, 0])
+                vectors.append(vector(model, document[None]))
                 advance()
         model.train(training)
-        scores, length = torch.stack(right, dim=1), rows.shape[1]
-        share = (scores.argmax(1) == torch.arange(len(scores), device=scores.device)).float().mean().item()
-        self._say(f"{when}, length {length}: {share:.2f} of {len(scores)} documents found")
-        return {**found, "target": {"length": length, "found": share, "n": len(scores)}}
+        best, length = (queries @ torch.cat(vectors).T).argmax(1).tolist(), held.shape[1]
+        share = sum(place == own for own, place in enumerate(best)) / len(best)
+        self._say(f"{when}, length {length}: {share:.2f} of {len(best)} documents found")
+        return {**found, "target": {"length": length, "found": share, "n": len(best)}}

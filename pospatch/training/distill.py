@@ -12,6 +12,7 @@ from datasets import Dataset
 from torch import Tensor, nn
 from transformers import set_seed
 
+from pospatch.api import unwrap
 from pospatch.errors import BadOption
 from pospatch.evaluate._progress import bar
 from pospatch.training import data as packing
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def distance(student: Any, teacher: Any, arguments: DistillArguments, real: Tensor | None = None) -> Tensor:
-    """How far the student's output is from the teacher's, a mean over tokens; `real` (batch, length) is 0 at pads.
+    """How far the student's output is from the teacher's, a mean over tokens or texts; `real` (batch, length) is 0 at pads.
 
     logits: T^2 * KL(softmax(teacher / T) || softmax(student / T)) in nats; hidden: |student - teacher|^2 / |teacher|^2 of the
     last hidden states; layers: the mean of that over the hidden states that the layers give; embedding: |student - teacher|^2
@@ -137,15 +138,42 @@ class DistillRun(Run):
             tuning.still(self.model)
         set_seed(self.arguments.training.seed)  # weights that are drawn are the student's
         built = tuning.build(replace(model, model=options.teacher or model.model), patched=False)
-        self.teacher, length = built.model.requires_grad_(False), self._taught()
-        if built.trained_length is not None and length > built.trained_length:
-            raise BadOption(
-                f"sequence_length {length}: the teacher knows {built.trained_length} tokens, and cannot teach beyond them"
-            )
+        self.teacher, known = built.model.requires_grad_(False), built.trained_length
+        read = {"sequence_length": self._taught(), "base_length": self.data.record["evaluation"]["base"]}
+        for name, length in read.items():
+            if known is not None and length > known:
+                raise BadOption(f"{name} {length}: the teacher knows {known} tokens, and cannot teach beyond them")
 
     def _taught(self) -> int:
         """The longest sequence that the teacher reads."""
         return self.arguments.data.sequence_length
+
+    def _check(self) -> None:
+        super()._check()
+        if self.scheme in ("ring", "ulysses") and "embedding" in str(self.options.match):
+            raise BadOption(
+                f"match: embedding is a mean over whole texts, of which {self.scheme} gives a process a part"
+            )
+
+    def _begin(self) -> None:
+        super()._begin()
+        if not self.options.dropout:
+            self._check_still()
+
+    @torch.no_grad()
+    def _check_still(self) -> None:
+        """Raise where the student answers twice otherwise: a family may draw what `tuning.still` does not know."""
+        trainer = self.trainer
+        batch = {name: each.to(trainer.args.device) for name, each in self._batch([self.data.train[0]]).items()}
+        batch.pop("labels", None)
+        trainer.model.train()
+        with torch.random.fork_rng():
+            first, second = (trainer.model_wrapped(**batch)[0] for _ in range(2))
+        if not torch.equal(first, second):
+            raise BadOption(
+                f"{type(unwrap(trainer.model)).__name__} draws numbers in training beside its dropout layers, and they cannot be "
+                "switched off here: set them to 0 in its config, or say dropout: true"
+            )
 
     @property
     def options(self) -> DistillArguments:

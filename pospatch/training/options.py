@@ -41,7 +41,7 @@ class ModelArguments:
         dtype: what the weights are loaded in; with bf16 training, float32 weights are the safe choice for `full`.
         attn_implementation: as for transformers; default: the model's choice.
         head: `causal`: a language model; `masked`: a masked one; `encoder`: a model without a head. Fine-tuning takes `causal`,
-            distillation all of them.
+            distillation all of them, contrast `encoder`.
     """
 
     model: str | None = field(
@@ -120,9 +120,10 @@ class TuneArguments:
         graft_steps: for `fade` and `at_step`.
         warm_start: give the token embeddings the mean row of the table that the patch drops.
         length_warmup: lengths that sequences are cut into at first, each for `length_warmup_steps` steps, before they are
-            whole; each divides sequence_length, so that a step has as many tokens at all times.
-        length_mix: lengths one of which is drawn for every step, and sequences cut into it; each divides sequence_length. For
-            encoders, which are to read short texts as well as long ones.
+            whole; each is at least 4 and divides sequence_length, so that a step has as many tokens at all times. With
+            documents: concat each piece begins and ends as a sequence does (an encoder's CLS and SEP), over its outermost tokens.
+        length_mix: lengths one of which is drawn for every step, and sequences cut into it, likewise; one named twice is drawn
+            twice as often. For encoders, which are to read short texts as well as long ones.
     """
 
     tuning: Literal["full", "lora", "lora_embed_norm", "patch"] = field(
@@ -173,7 +174,7 @@ class DistillArguments:
         match: `logits`: the divergence of the two distributions over the vocabulary; `hidden`: the distance of the last hidden
             states as a share of their size; `layers`: the same of every layer's, which teaches faster where the layers stay
             what they were; `embedding`: the distance of the unit vectors that a sentence encoder gives, means over tokens.
-            Several joined by "+" are added. Default: logits where there is a head.
+            Several joined by "+" are added. Default: logits where there is a head, hidden where there is none.
         temperature: both distributions are softened by it, above 0; the gradient is scaled back by its square.
         mask_share: of the tokens that a masked model reads masked, as in its training; 0 to below 1.
         teacher: folder or Hub repository of the model to learn from; default: the student's own, without the patch. A second
@@ -199,7 +200,7 @@ class ContrastArguments(DistillArguments):
 
     Args:
         scale: cosines are multiplied by it before the softmax over documents.
-        keep: weight of the distance from the unpatched encoder, as `match` says; default of that: embedding.
+        keep: weight of the distance from the teacher on pieces of the background, as `match` says; default of that: embedding.
         query_tokens: shortest and longest passage that tells a document from the others, in tokens.
         query_share: of a passage's tokens that are left in its query, above 0 and up to 1.
     """

@@ -17,7 +17,7 @@ from pospatch.methods._base import Bands, Rotary
 from pospatch.methods._shards import TEXT, refusal
 from pospatch.registry import build
 
-__all__ = ["asked", "check", "check_count", "check_patch", "check_wrapped", "running"]
+__all__ = ["asked", "check", "check_count", "check_lengths", "check_patch", "check_wrapped", "running"]
 
 
 def check_count(running: int, wanted: int | None, environment: Mapping[str, str] = os.environ) -> None:
@@ -99,6 +99,19 @@ def check_wrapped(wrapped: Any, scheme: str) -> None:
             f"{scheme} trains a model wrapped as {expected}, and accelerate left {type(wrapped).__name__}: gradients would "
             "not be shared; nothing was trained"
         )
+
+
+def check_lengths(lengths: Sequence[int], scheme: str, accelerator: Any) -> None:
+    """Raise where sequences that are cut into pieces of these lengths cannot be shared out.
+
+    Raises:
+        BadOption: naming the length, or the scheme that has cut them already.
+    """
+    if lengths and scheme == "ulysses":
+        raise BadOption("ulysses cuts sequences before length_warmup or length_mix can: leave them out")
+    parts = 2 * accelerator.parallelism_config.cp_size if scheme == "ring" else 1
+    if bad := [length for length in lengths if length % parts]:
+        raise BadOption(f"ring cuts each sequence into {parts} parts, and a length of {bad[0]} has no such parts")
 
 
 def check_patch(model: Any, scheme: str, coming: Sequence[tuple[str, dict[str, Any]]] = ()) -> None:

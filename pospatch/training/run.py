@@ -12,6 +12,7 @@ from typing import Any
 from transformers import ProgressCallback, set_seed
 
 from pospatch.errors import BadOption, PospatchError
+from pospatch.evaluate._limits import reach
 from pospatch.evaluate._result import write_json, write_text
 from pospatch.training import data as packing
 from pospatch.training import disk, graft, measure, plan, probe, processes, resume, tuning
@@ -182,6 +183,7 @@ class Run:
 
     def _check(self) -> None:
         """What does not go together, before anything is computed."""
+        self._check_lengths()
         coming = self.arguments.model.stack if self.arguments.tune.graft == "at_step" else []
         processes.check_patch(self.model, self.scheme, coming)
         if self.arguments.data.documents == "packed":
@@ -201,6 +203,16 @@ class Run:
                 f"graft: at_step under {self.scheme}: the patch brings tensors of its own ({self.trainer.swap.brings[0]}, ...), "
                 "whose gradients processes share only from the start; use graft: swap, or one process"
             )
+
+    def _check_lengths(self) -> None:
+        data, tune, end = self.arguments.data, self.arguments.tune, reach(self.model)
+        longest = max(data.sequence_length, *(self.data.record["evaluation"][name] for name in ("base", "target")))
+        if end is not None and longest > end and tune.graft != "at_step":
+            raise BadOption(
+                f"the model reads at most {end} tokens as it is patched, and sequence_length, base_length or target_length is "
+                f"{longest}: shorten it, or give the patch a longer table"
+            )
+        processes.check_lengths([*tune.length_warmup, *tune.length_mix], self.scheme, self.trainer.accelerator)
 
     def _begin(self) -> None:
         """Just before the first step, with the model as it will be trained: an evaluation earlier would keep accelerate from

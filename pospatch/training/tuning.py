@@ -114,8 +114,8 @@ def still(model: Any) -> None:
             continue
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for key, value in vars(module).items():  # attentions that hand a share to their function
-            if key.endswith("dropout") and isinstance(value, float):
+        for key, value in [*vars(module).items()]:  # attentions that hand a share to their function
+            if key.endswith(("dropout", "layerdrop")) and isinstance(value, float):
                 setattr(module, key, 0.0)
 
 

@@ -85,5 +85,7 @@ def _folder(path: str | os.PathLike[str], name: str, hub: dict[str, Any]) -> Pat
     where = {key: hub[key] for key in ("cache_dir", "revision") if hub.get(key) is not None}
     file = f"{hub['subfolder']}/{name}" if hub.get("subfolder") else name
     if asked and try_to_load_from_cache(str(path), file, **where) is None:  # one that does not exist is kept as such
-        raise OSError(f"{constants.ENDPOINT} cannot be reached, and {path} is not on this machine")
+        raise OSError(
+            f"{constants.ENDPOINT} cannot be reached, and {path} is not on this machine: give a folder, or look for a network"
+        )
     return None
