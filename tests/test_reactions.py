@@ -118,7 +118,12 @@ def test_it_learns_its_chemistry_back_from_itself(
     assert _accuracy(start, tokenizer, held_out) < 0.35
     run(parse(["--config", str(tmp_path / "recipe.yaml")], DistillArguments), DistillRun)
     learnt = _load(tmp_path / "out" / "model")
-    assert _accuracy(learnt, tokenizer, held_out) > _accuracy(_load(folder), tokenizer, held_out) - 0.01
     long = _joined(held_out, 10)
     assert min(len(tokenizer(text)["input_ids"]) for text in long) > 512
-    assert _accuracy(learnt, tokenizer, long) > beyond
+    teacher, short, further = (
+        _accuracy(model, tokenizer, texts)
+        for model, texts in ((_load(folder), held_out), (learnt, held_out), (learnt, long))
+    )
+    print(f"{patch}: {short:.3f} of masked tokens, {further:.3f} beyond 512 tokens; unpatched {teacher:.3f}")
+    assert short > teacher - 0.01
+    assert further > beyond

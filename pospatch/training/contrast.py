@@ -44,7 +44,7 @@ def task(texts: Tensor, head: Tensor, tail: Tensor, options: ContrastArguments) 
         texts: (texts, length), each in its frame of `head` and `tail`.
 
     Returns:
-        input_ids: (texts - 1, length) documents; query_ids, query_mask: (texts - 1, longest); kept_ids: (1, length) background.
+        input_ids: (texts - 1, length) documents; query_ids, query_mask: (texts - 1, longest); kept_ids: (2, length) texts.
     """
     draw = random.Random(int(texts.sum()))
     shortest, longest = options.query_tokens
@@ -59,7 +59,7 @@ def task(texts: Tensor, head: Tensor, tail: Tensor, options: ContrastArguments) 
         queries.append(torch.cat([head, passage[left] if left.any() else passage, tail]))
     ids = nn.utils.rnn.pad_sequence(queries, batch_first=True)
     mask = nn.utils.rnn.pad_sequence([torch.ones_like(each) for each in queries], batch_first=True)
-    return {"input_ids": torch.stack(documents), "query_ids": ids, "query_mask": mask, "kept_ids": texts[:1]}
+    return {"input_ids": torch.stack(documents), "query_ids": ids, "query_mask": mask, "kept_ids": texts[:2]}
 
 
 def vector(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -68,7 +68,7 @@ def vector(model: Any, ids: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class ContrastTrainer(DistillTrainer):
-    """Cross-entropy of which document is whose, both ways, and the weighed distance from the teacher on the background."""
+    """Cross-entropy of which document is whose, both ways, and the weighed distance from the teacher on two texts."""
 
     distill: ContrastArguments
     kept: Lengths
@@ -80,19 +80,20 @@ class ContrastTrainer(DistillTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        queries, documents = (
-            vector(model, inputs["query_ids"], inputs["query_mask"]),
-            vector(model, inputs["input_ids"]),
-        )
-        scores = self.distill.scale * queries @ documents.T
+        queries = vector(model, inputs["query_ids"], inputs["query_mask"])
+        scores = self.distill.scale * queries @ vector(model, inputs["input_ids"]).T
         own = torch.arange(len(scores), device=scores.device)
         found = (nn.functional.cross_entropy(scores, own) + nn.functional.cross_entropy(scores.T, own)) / 2
         if not self.distill.keep:
             return found
         ids = inputs["kept_ids"]
-        length = self.kept.at(int(ids.sum()))
-        assert length is not None  # one of the mix
-        return found + self.distill.keep * super().compute_loss(model, self.kept.cut({"input_ids": ids}, length))
+        lengths = self.kept.drawn(int(ids.sum())), max(self.kept.mix)  # long texts are the first to change
+        kept = [self._distance(model, self.kept.cut({"input_ids": ids}, length)) for length in lengths]
+        return found + self.distill.keep * torch.stack(kept).mean()
+
+    def _distance(self, model: Any, pieces: dict[str, Tensor]) -> Tensor:
+        found: Tensor = super().compute_loss(model, pieces)
+        return found
 
 
 class ContrastRun(DistillRun):

@@ -169,7 +169,7 @@ class DistillRun(Run):
         trainer.model.train()
         with torch.random.fork_rng():
             first, second = (trainer.model_wrapped(**batch)[0] for _ in range(2))
-        if not torch.equal(first, second):
+        if (first - second).abs().max() > 1e-3 * first.abs().max():  # sums on a GPU may differ a little
             raise BadOption(
                 f"{type(unwrap(trainer.model)).__name__} draws numbers in training beside its dropout layers, and they cannot be "
                 "switched off here: set them to 0 in its config, or say dropout: true"

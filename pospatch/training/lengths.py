@@ -38,9 +38,13 @@ class Lengths:
     def at(self, step: int) -> int | None:
         """The length at a step; None: whole."""
         if self.mix:
-            return random.Random(f"{self.seed}/{step}").choice(self.mix)
+            return self.drawn(step)
         stage = step // self.warmup_steps if self.warmup_steps else len(self.warmup)
         return self.warmup[stage] if stage < len(self.warmup) else None
+
+    def drawn(self, number: int) -> int:
+        """One of the mix, which hangs on the seed and the number alone."""
+        return random.Random(f"{self.seed}/{number}").choice(self.mix)
 
     def cut(self, batch: dict[str, Any], length: int) -> dict[str, Any]:
         """The same tokens as more and shorter sequences of `length` tokens, each in its frame."""

@@ -200,7 +200,8 @@ class ContrastArguments(DistillArguments):
 
     Args:
         scale: cosines are multiplied by it before the softmax over documents.
-        keep: weight of the distance from the teacher on pieces of the background, as `match` says; default of that: embedding.
+        keep: weight of the distance from the teacher, as `match` says (default: embedding), on two texts of a batch in pieces of
+            the longest length that it knows and of a drawn one.
         query_tokens: shortest and longest passage that tells a document from the others, in tokens.
         query_share: of a passage's tokens that are left in its query, above 0 and up to 1.
     """
