@@ -102,6 +102,30 @@ def test_chunks_after_a_cache_are_calls_of_the_kernel(monkeypatch: pytest.Monkey
     assert all(torch.is_tensor(output) for output in made)
 
 
+@pytest.mark.parametrize("length", [3, 29, 61])
+@pytest.mark.parametrize("name", SLICED)
+def test_two_sided_attention_is_calls_of_the_kernel(monkeypatch: pytest.MonkeyPatch, name: str, length: int) -> None:
+    """Keys after their query are the causal case read from the other end; blocks of tokens would begin elsewhere there."""
+    made, inner = [], _banded.flash
+    monkeypatch.setattr(_banded, "flash", lambda *args: made.append(inner(*args)) or made[-1])
+    ids, found = tiny.ids(2, length), []
+    for attention in ("eager", "sdpa"):
+        model = pospatch.apply(tiny.build("bert", attention=attention), ["rope", name]).eval()
+        output = tiny.logits(model, ids)
+        output.square().mean().backward()
+        grads = {path: each.grad for path, each in model.named_parameters() if each.grad is not None}
+        found.append((output.detach(), grads))
+    (wanted, gradients), (got, ours) = found
+    assert (got - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
+    assert ours.keys() == gradients.keys()
+    for path, gradient in gradients.items():
+        assert (ours[path] - gradient).abs().max() <= 1e-4 * max(1e-3, float(gradient.abs().max())), path
+    layer = next(each for each in model.modules() if hasattr(each, "pospatch")).pospatch
+    chunked = any(band.unit > 1 for band in layer.score.bands(layer.geometry))
+    assert made
+    assert all(torch.is_tensor(output) != chunked for output in made)
+
+
 @pytest.mark.parametrize("name", BANDS)
 def test_a_padded_batch_in_training_keeps_no_matrix(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Blocks of logits are made again in the backward pass: twice the tokens keep twice the memory, and gradients are those

@@ -3,7 +3,8 @@
 The queries are the last of the tokens; where they are all of them, a range of distances [a, b) is attention of q[a:] on
 k[:n - a] within a window of b - a. A window is, over blocks of its own size, the causal triangle inside each block and the
 opposite triangle on the keys before it, which is causal again when both are read backwards; a block that is shorter than its
-window sees the keys between the two whole. Backward calls the kernel's own backward for each piece with the merged output and
+window sees the keys between the two whole. Keys after their query, in two-sided attention, are the same read from the other end,
+with what rotates q and k exchanged. Backward calls the kernel's own backward for each piece with the merged output and
 log-sum-exp, which is exact: they are all that a flash backward knows of the other keys.
 """
 
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from pospatch.methods._base import Band
 
-__all__ = ["Piece", "banded_flash", "pieces", "reach"]
+__all__ = ["Piece", "banded_flash", "both_ways", "pieces", "reach"]
 
 _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -39,6 +40,15 @@ class Part:
     def end(self) -> int:
         """The token after the last block, which may be past the last one there is."""
         return self.offset + self.count * self.size
+
+    def moved(self, tokens: int) -> Part:
+        """The same part where so many tokens more stand before it."""
+        return replace(self, offset=self.offset + tokens)
+
+    def mirrored(self, length: int) -> Part:
+        """The part that lies as far from the other end of `length` tokens, its rows in the opposite order, and its blocks too."""
+        low, high = self.size - self.high, self.size - self.low
+        return Part(length - self.end, self.count, self.size, low, high, not self.reverse)
 
     def view(self, x: Tensor) -> Tensor:
         """(batch, count, heads, rows, ...) of x (batch, heads, length, ...), sharing its memory."""
@@ -70,13 +80,35 @@ def pieces(bands: Sequence[Band], queries: int, keys: int) -> list[Piece] | None
     """The calls that make up the bands of the last `queries` of `keys` consecutive tokens; None where a band has no such form."""
     found: list[Piece] = []
     for index, band in enumerate(bands):
-        if band.start * band.unit >= keys:
+        if band.start * band.unit >= keys or (band.stop is not None and band.stop <= band.start):
             continue
         made = (_distances if band.unit == 1 else _chunks)(index, band, queries, keys)
         if made is None:
             return None
         found += made
     return found
+
+
+def both_ways(bands: Sequence[Band], length: int) -> tuple[list[Piece], int] | None:
+    """The calls that make up the bands of `length` tokens which all see each other, and how many tokens they count before the
+    first one; None where a band has no such form.
+
+    Pieces of keys after their query are numbered on from the bands: there q is turned by the band's map of keys, k by its map of
+    queries.
+    """
+    if any(band.unit > 1 for band in bands):  # whose blocks begin elsewhere when they are counted from the end
+        return None
+    forth, back = (
+        pieces([replace(band, start=max(least, band.start)) for band in bands], length, length) or []
+        for least in (0, 1)
+    )
+    front = max((part.end for piece in back for part in (piece.query, piece.key)), default=length) - length
+    whole = length + front
+    plan = [replace(piece, query=piece.query.moved(front), key=piece.key.moved(front)) for piece in forth]
+    for piece in back:
+        query, key = piece.query.mirrored(whole), piece.key.mirrored(whole)
+        plan.append(Piece(piece.band + len(bands), query, key, piece.causal))
+    return plan, front
 
 
 def reach(plan: list[Piece], band: int) -> slice:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pospatch.attention._mask import additive, triangle
 from pospatch.attention.bands import banded_logits
-from pospatch.attention.flash import banded_flash, pieces, reach
+from pospatch.attention.flash import banded_flash, both_ways, pieces, reach
 from pospatch.engine._reindex import form_of, rotated
 from pospatch.methods._base import Band, Bands
 
@@ -135,14 +135,13 @@ def flash(
 ) -> Tensor | None:
     """The output (batch, query, heads, d) from the CPU's flash kernel, or None where the call needs the logits themselves.
 
-    The kernel takes consecutive tokens, the last of which are the queries, under a plain causal triangle: no padding mask,
-    window, softcap, sink or dropout.
+    The kernel takes consecutive tokens: the last of them are the queries, under a plain causal triangle, or all of them see all.
+    No padding mask, window, softcap, sink or dropout.
     """
     state = call.state
     method = _bands(state)
     plain = (
-        state.geometry.causal
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and query.device.type == "cpu"
         and query.shape[-1] == value.shape[-1]
         and type(method).visible is Bands.visible
@@ -152,8 +151,10 @@ def flash(
     if not plain:
         return None
     bands, positions = method.bands(state.geometry), call.key_positions(key.shape[2])
-    if not triangle(mask, causal, call.positions, positions):
+    if triangle(mask, causal, call.positions, positions) is not state.geometry.causal:
         return None
+    if not state.geometry.causal:
+        return _two_sided(query, key, value, call, bands, scaling)
     if any(band.unit > 1 for band in bands) and int(positions[0, 0]):
         return None
     plan = pieces(bands, query.shape[2], key.shape[2])
@@ -172,6 +173,31 @@ def flash(
     ]
     output = banded_flash(turned, value, [scaling * band.amplitude for band in bands], plan)
     return output.transpose(1, 2).contiguous()
+
+
+def _two_sided(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, bands: tuple[Band, ...], scaling: float
+) -> Tensor | None:
+    """As `flash`, of tokens that all see each other."""
+    state, positions, found = call.state, call.positions, both_ways(bands, key.shape[2])
+    if found is None or query.shape[2] != key.shape[2]:
+        return None
+    plan, front = found
+    query, key = state.paired(query), _paired(call, key)
+    maps = [(band.query, band.key) for band in bands]
+    turned = []
+    for index, (first, second) in enumerate([*maps, *((second, first) for first, second in maps)]):
+        held = reach(plan, index)
+        ours, theirs = (rotated(state, query, first(positions)), rotated(state, key, second(positions)))
+        turned.append((_after(ours, front), _after(theirs, front)[:, :, held]))
+    scalings = [scaling * band.amplitude for band in bands]
+    output = banded_flash(turned, _after(value, front), [*scalings, *scalings], plan)[:, :, front:]
+    return output.transpose(1, 2).contiguous()
+
+
+def _after(x: Tensor, tokens: int) -> Tensor:
+    """x (batch, heads, token, d) with zeros for so many tokens before it."""
+    return torch.nn.functional.pad(x, (0, 0, tokens, 0)) if tokens else x
 
 
 def _paired(call: Call, key: Tensor) -> Tensor:
