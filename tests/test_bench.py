@@ -144,6 +144,15 @@ def test_a_real_model_is_measured(tmp_path: Path) -> None:
         assert set(row["seconds"]) == {"ours", *others}
 
 
+def test_an_encoder_is_measured_as_a_whole() -> None:
+    given = {"layers": 1, "lengths": [24], "repeats": 1, "progress": False, "memory": False}
+    (row,) = bench.bench("bert-22m", methods=["rope+self_extend:window=8"], works=["prefill"], **given).rows
+    assert set(row["seconds"]) == {"ours", "plain", "reference"}
+    for wrong in ({"work": "decode"}, {"work": "prefill", "level": "attention"}):
+        with pytest.raises(BadOption, match="is an encoder"):
+            Cell(model="bert-22m", length=24, **wrong)
+
+
 def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are done are not measured again, and the path keeps its own dot."""
     measured: list[int] = []

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pospatch.bench._cell import SHAPES, Cell
+from pospatch.bench._cell import ENCODERS, SHAPES, Cell
 from pospatch.errors import BadOption, suggest
 
 __all__ = ["build", "config_of", "make_model", "patched"]
@@ -52,7 +52,8 @@ def make_model(name: str, layers: int | None, length: int, dtype: str) -> Any:
         if hasattr(config, option):
             setattr(config, option, 0.0)
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config, dtype=kind)
+    auto = transformers.AutoModel if name in ENCODERS else transformers.AutoModelForCausalLM
+    return auto.from_config(config, dtype=kind)
 
 
 def _real(name: str, layers: int | None) -> Any:
@@ -98,9 +99,11 @@ def _model_work(cell: Cell, model: Any) -> Work:
     if cell.work == "decode":
         return _decoding(cell, model, ids)
 
+    asked = {} if cell.model in ENCODERS else {"use_cache": False, "logits_to_keep": 1}
+
     @torch.no_grad()
     def prefill() -> None:
-        model(input_ids=ids, use_cache=False, logits_to_keep=1)
+        model(input_ids=ids, **asked)
 
     return prefill
 

@@ -10,7 +10,7 @@ from typing import Any
 from pospatch.api import methods_of
 from pospatch.errors import BadOption, suggest
 
-__all__ = ["LEVELS", "SHAPES", "WORKS", "Cell", "method_of"]
+__all__ = ["ENCODERS", "LEVELS", "SHAPES", "WORKS", "Cell", "method_of"]
 
 LEVELS = ("model", "attention")
 WORKS = ("prefill", "decode", "train", "patch")
@@ -18,6 +18,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 # what a config class of transformers is given; the rest are its defaults
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert-22m": (
+        "BertConfig",
+        {
+            "hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 12,
+            "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        },
+    ),
     "gpt2": ("GPT2Config", {}),
     "gpt_neox-124m": (
         "GPTNeoXConfig",
@@ -38,6 +45,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+ENCODERS = frozenset({"bert-22m"})  # shapes that read a text at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,10 @@ class Cell:
                 raise BadOption(f"bench: {name}={value!r}.{suggest(value, known)} It is one of {', '.join(known)}")
         if self.length < 16:
             raise BadOption(f"bench: length={self.length} must be at least 16 tokens")
+        if self.model in ENCODERS and (self.level == "attention" or self.work not in ("prefill", "patch")):
+            raise BadOption(
+                f"bench: {self.model} is an encoder, measured whole by prefill or patch, got {self.level}, {self.work}"
+            )
         if self.level == "attention" and self.work == "decode":
             raise BadOption(
                 "bench: a step is measured on a whole model, whose cache takes part; use level='model', "

@@ -20,7 +20,9 @@ __all__ = ["bench"]
 
 
 def bench(
-    model: Annotated[str, typer.Argument(help="gpt2, llama-135m (random weights), a folder, or smollm2-135m.")],
+    model: Annotated[
+        str, typer.Argument(help="gpt2, llama-135m, bert-22m (random weights), a folder, or smollm2-135m.")
+    ],
     methods: Annotated[list[str], typer.Argument(help="Methods, e.g. alibi, rope+yarn:factor=2.")],
     lengths: Annotated[str, typer.Option(help="Lengths in tokens, separated by commas.")] = "512,1024,2048",
     work: Annotated[str, typer.Option(help="Of prefill, decode, train, patch; separated by commas.")] = "prefill",
