@@ -7,11 +7,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # likewise by huggingface_hub, which without
 
 import pytest
 
+TOGETHER = 20  # tests that are dealt out at once: one at a time, workers would wait for each
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What a module makes once, one worker makes: tests that share it are not dealt out over all of them (`--dist loadgroup`)."""
-    for item in items:
-        made = item._fixtureinfo.name2fixturedefs.values()
-        if any(each.scope == "module" for definitions in made for each in definitions):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    for number, item in enumerate(items):
+        made, module = item._fixtureinfo.name2fixturedefs.values(), item.nodeid.partition("::")[0]
+        shared = any(each.scope == "module" for definitions in made for each in definitions)
+        item.add_marker(pytest.mark.xdist_group(module if shared else f"{module}-{number // TOGETHER}"))
