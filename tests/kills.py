@@ -1,4 +1,4 @@
-"""A process that saves over an older checkpoint and is killed before its n-th change of a file or folder, for n = 1, 2, 3, ...
+"""A process that saves over an older checkpoint and is killed before its n-th file-system operation, for n = 1, 2, 3, ...
 
     python -m tests.kills FOLDER [--at-random] SCENARIO...     writes FOLDER/SCENARIO.json: {state that was found: how often}
 
@@ -25,12 +25,9 @@ from typing import Any
 
 from tests.kill_scenarios import Scenario, scenarios
 
-# one kill before each: an operation may be named twice, which costs one more; dlsym is how folders are exchanged
-CHANGES = frozenset((
-    "os.mkdir", "os.rmdir", "os.remove", "os.rename", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime",
-    "shutil.copyfile", "shutil.move", "shutil.rmtree", "ctypes.dlsym",
-))  # fmt: skip
-NAMELESS = frozenset(("os.remove", "os.rmdir"))  # rmtree names what it removes by its place in an open folder
+# one kill before each: an operation may be named twice, which costs one more
+EVENTS = ("open", "os.", "shutil.", "ctypes.dlsym")
+
 
 OTHERS = {"notes/plan.txt": "mine", "picture.png": "mine too", "README.md": "---\nlicense: mit\n---\nwords of mine\n"}
 
@@ -67,23 +64,18 @@ def _forked(work: Callable[[], None]) -> int:
     return os.waitpid(child, 0)[1]
 
 
-def _for_writing(arguments: tuple[Any, ...]) -> bool:
-    _, _, flags = arguments
-    return bool(flags & (os.O_WRONLY | os.O_RDWR))
-
-
 def _killed_before(number: int, room: Path, work: Callable[[], None]) -> None:
-    """Do the work with a hook that kills this process before its n-th change of something in `room`."""
+    """Do the work with a hook that kills this process before its n-th operation on a path in `room`."""
     left, inside = number, str(room)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal left
-        if event not in CHANGES and not (event == "open" and _for_writing(arguments)):
+        if not event.startswith(EVENTS):
             return
         named = event == "ctypes.dlsym" or any(
             inside in (os.fsdecode(item) if isinstance(item, bytes | os.PathLike) else str(item)) for item in arguments
         )
-        if named or event in NAMELESS:
+        if named:
             left -= 1
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)

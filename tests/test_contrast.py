@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,9 @@ from transformers import AutoModel
 
 import pospatch
 from pospatch.errors import BadOption
-from pospatch.training.arguments import parse
 from pospatch.training.contrast import ContrastRun, task
 from pospatch.training.options import ContrastArguments
-from pospatch.training.run import run
-from tests.test_distill import _BERT
-from tests.test_training import _config
+from tests.test_distill import _BERT, _results, _taught
 
 HEAD, TAIL = torch.tensor([1]), torch.tensor([2])
 
@@ -42,12 +38,7 @@ def _contrast(folder: Path, **changes: Any) -> Path:
         "learning_rate": 3e-3,
         **changes,
     }
-    run(parse(["--config", str(_config(folder, **settings))], ContrastArguments), ContrastRun)
-    return folder / "out"
-
-
-def _results(out: Path) -> dict[str, Any]:
-    return json.loads((out / "results.json").read_text())
+    return _taught(folder, ContrastArguments, ContrastRun, **settings)
 
 
 def test_documents_differ_in_one_passage_each_and_queries_are_parts_of_it() -> None:

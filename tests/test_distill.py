@@ -85,7 +85,12 @@ def _distill(folder: Path, **changes: Any) -> Path:
         "learning_rate": 3e-3,
         **changes,
     }
-    run(parse(["--config", str(_config(folder, **settings))], DistillArguments), DistillRun)
+    return _taught(folder, DistillArguments, DistillRun, **settings)
+
+
+def _taught(folder: Path, learning: Any, kind: Any, **settings: Any) -> Path:
+    """Where a run of these settings left what it did."""
+    run(parse(["--config", str(_config(folder, **settings))], learning), kind)
     return folder / "out"
 
 

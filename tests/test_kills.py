@@ -23,7 +23,7 @@ from pospatch.errors import CheckpointError
 from tests import clean, kills, tiny
 from tests.test_checkpoint import stir
 
-MANY = 3  # kills of one save at least that find what was there before: below that the hook would have missed most of it
+MANY = 10  # kills of one save at least, of one file or of many: below that the hook would have missed most of it
 
 
 @pytest.fixture(scope="module")

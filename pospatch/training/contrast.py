@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from datasets import Dataset
 from torch import Tensor, nn
 
 from pospatch.errors import BadOption
+from pospatch.evaluate._encode import embed
 from pospatch.evaluate._progress import bar
 from pospatch.training import data as packing
 from pospatch.training.arguments import parse
 from pospatch.training.distill import DistillRun, DistillTrainer, pooled
-from pospatch.training.documents import frame, rows
+from pospatch.training.documents import frame
 from pospatch.training.lengths import Lengths
 from pospatch.training.options import ContrastArguments
 from pospatch.training.run import carry_out, run
@@ -135,17 +134,15 @@ class ContrastRun(DistillRun):
 
     def _load_data(self) -> packing.Data:
         """As for distillation, and held-out documents that have nothing in common."""
-        data, arguments = super()._load_data(), self.arguments.data
-        length, wanted = data.record["evaluation"]["target"], arguments.eval_windows
-        _, text = packing.halves(arguments)
-        alike = replace(arguments, sequence_length=length, documents="concat", train_tokens=None)
-        found = rows(self.built.tokenizer, text, alike)["input_ids"][:wanted]
+        data, wanted = super()._load_data(), self.arguments.data.eval_windows
+        length = data.record["evaluation"]["target"]
+        found = self._held_out(length, documents="concat")
         if len(found) < wanted:
             raise BadOption(
                 f"the held-out text has {len(found)} documents of {length} tokens and eval_windows is {wanted}: give more text, "
                 "raise held_out, or lower one of the two"
             )
-        data.windows["target"] = Dataset.from_dict({"input_ids": found.numpy()}).with_format("torch")
+        data.windows["target"] = found
         return data
 
     def _taught(self) -> int:
@@ -165,22 +162,17 @@ class ContrastRun(DistillRun):
     def _collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         return task(packing.collate(examples)["input_ids"], self.head, self.tail, self.options)
 
-    @torch.no_grad()
     def _evaluate(self, when: str) -> dict[str, Any]:
         """Agreement at the base length, and which of the held-out documents of the target length are found."""
         found = super()._evaluate(when)
-        model, args = self.trainer.model, self.trainer.args
+        model, quiet = self.trainer.model, self.trainer.args.disable_tqdm
         held = torch.stack([row["input_ids"] for row in self.data.windows["target"]])
-        asked = {name: each.to(args.device) for name, each in task(held, self.head, self.tail, self.options).items()}
-        training, vectors = model.training, []
-        model.eval()
-        queries = vector(model, asked["query_ids"], asked["query_mask"])
-        with bar(when, len(held) - 1, self.main and not args.disable_tqdm) as advance:
-            for document in asked["input_ids"]:  # one at a time: they may be long
-                vectors.append(vector(model, document[None]))
-                advance()
-        model.train(training)
-        best, length = (queries @ torch.cat(vectors).T).argmax(1).tolist(), held.shape[1]
+        asked = task(held, self.head, self.tail, self.options)
+        rows = zip(asked["query_ids"], asked["query_mask"].bool(), strict=True)
+        with bar(when, len(held) - 1, self.main and not quiet) as advance:
+            documents = embed(model, asked["input_ids"].tolist(), "mean", 1, advance)  # one at a time: they may be long
+        queries = embed(model, [ids[real].tolist() for ids, real in rows], "mean", 1)
+        best, length = (queries @ documents.T).argmax(1).tolist(), held.shape[1]
         share = sum(place == own for own, place in enumerate(best)) / len(best)
         self._say(f"{when}, length {length}: {share:.2f} of {len(best)} documents found")
         return {**found, "target": {"length": length, "found": share, "n": len(best)}}

@@ -186,12 +186,16 @@ class DistillRun(Run):
         """As for fine-tuning; where documents are padded, whole documents are held out too."""
         data, arguments = super()._load_data(), self.arguments.data
         if arguments.documents == "padded":
-            _, text = packing.halves(arguments)
-            alike = replace(arguments, sequence_length=data.record["evaluation"]["base"], train_tokens=None)
-            found = rows(self.built.tokenizer, text, alike)
-            first = {name: each[: arguments.eval_windows].numpy() for name, each in found.items()}
-            data.windows["base"] = Dataset.from_dict(first).with_format("torch")
+            data.windows["base"] = self._held_out(data.record["evaluation"]["base"])
         return data
+
+    def _held_out(self, length: int, **changes: Any) -> Dataset:
+        """The first sequences of the text's end, which have no token in common."""
+        arguments = replace(self.arguments.data, sequence_length=length, train_tokens=None, **changes)
+        _, text = packing.halves(arguments)
+        found = rows(self.built.tokenizer, text, arguments)
+        first = {name: each[: arguments.eval_windows].numpy() for name, each in found.items()}
+        return Dataset.from_dict(first).with_format("torch")
 
     def _trainer_class(self) -> Callable[..., PatchTrainer]:
         return functools.partial(DistillTrainer, teacher=self.teacher, distill=self.options)
