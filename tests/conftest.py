@@ -5,6 +5,8 @@ import os
 os.environ["COLUMNS"] = "200"  # read by rich when a console is made, so before anything of pospatch is imported
 os.environ["HF_HUB_OFFLINE"] = "1"  # likewise by huggingface_hub, which without a network looks for each name for 23 s
 
+from collections.abc import Iterator
+
 import pytest
 
 TOGETHER = 20  # tests that are dealt out at once: one at a time, workers would wait for each
@@ -17,3 +19,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         made, module = item._fixtureinfo.name2fixturedefs.values(), item.nodeid.partition("::")[0]
         shared = any(each.scope == "module" for definitions in made for each in definitions)
         item.add_marker(pytest.mark.xdist_group(module if shared else f"{module}-{number // TOGETHER}"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """A pytest-xdist that passes over the groups makes everything twice, and says nothing."""
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError(
+            "pytest-xdist does not read the groups of tests/conftest.py: pytest 9.2 with xdist 3.8?"
+        )
+
+
+@pytest.fixture
+def uncompiled() -> Iterator[None]:
+    """flex_attention runs as it is written: compiling it and its mask takes seconds a method."""
+    import torch
+
+    torch.compiler.set_stance("force_eager")
+    yield
+    torch.compiler.set_stance("default")

@@ -102,34 +102,67 @@ def test_chunks_after_a_cache_are_calls_of_the_kernel(monkeypatch: pytest.Monkey
     assert all(torch.is_tensor(output) for output in made)
 
 
-@pytest.mark.parametrize("length", [3, 29, 61])
-@pytest.mark.parametrize("name", SLICED)
-def test_two_sided_attention_is_calls_of_the_kernel(monkeypatch: pytest.MonkeyPatch, name: str, length: int) -> None:
-    """Keys after their query are the causal case read from the other end; blocks of tokens would begin elsewhere there."""
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each call got from the kernel: its output, or None."""
     made, inner = [], _banded.flash
     monkeypatch.setattr(_banded, "flash", lambda *args: made.append(inner(*args)) or made[-1])
-    ids, found = tiny.ids(2, length), []
+    monkeypatch.setattr(_banded, "LEAST_PADDED", 1)
+    return made
+
+
+def eager_and_sdpa(host: str, stack: Any, ids: Tensor, **mask: Tensor) -> tuple[Any, bool]:
+    """Logits and gradients of both; whether a range of the method is counted in blocks of tokens."""
+    found, real = [], mask.get("attention_mask", torch.ones_like(ids)).bool()
     for attention in ("eager", "sdpa"):
-        model = pospatch.apply(tiny.build("bert", attention=attention), ["rope", name]).eval()
-        output = tiny.logits(model, ids)
-        output.square().mean().backward()
+        model = pospatch.apply(tiny.build(host, attention=attention), stack).eval()
+        logits = tiny.logits(model, ids, **mask)[real]
+        logits.square().mean().backward()
         grads = {path: each.grad for path, each in model.named_parameters() if each.grad is not None}
-        found.append((output.detach(), grads))
+        found.append((logits.detach(), grads))
+    layer = next(each for each in model.modules() if hasattr(each, "pospatch")).pospatch
+    return found, any(band.unit > 1 for band in layer.score.bands(layer.geometry))
+
+
+def assert_equal(found: Any) -> None:
     (wanted, gradients), (got, ours) = found
     assert (got - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
     assert ours.keys() == gradients.keys()
     for path, gradient in gradients.items():
         assert (ours[path] - gradient).abs().max() <= 1e-4 * max(1e-3, float(gradient.abs().max())), path
-    layer = next(each for each in model.modules() if hasattr(each, "pospatch")).pospatch
-    chunked = any(band.unit > 1 for band in layer.score.bands(layer.geometry))
-    assert made
-    assert all(torch.is_tensor(output) != chunked for output in made)
+
+
+@pytest.mark.parametrize("length", [3, 29, 61])
+@pytest.mark.parametrize("name", SLICED)
+def test_two_sided_attention_is_calls_of_the_kernel(kernel: list[Any], name: str, length: int) -> None:
+    """Keys after their query are the causal case read from the other end; blocks of tokens would begin elsewhere there."""
+    found, chunked = eager_and_sdpa("bert", ["rope", name], tiny.ids(2, length))
+    assert_equal(found)
+    assert kernel
+    assert all(torch.is_tensor(output) != chunked for output in kernel)
+
+
+@pytest.mark.parametrize(("host", "left"), [("llama", True), ("llama", False), ("bert", False)])
+@pytest.mark.parametrize("name", SLICED)
+def test_rows_with_pads_are_calls_of_their_own(kernel: list[Any], name: str, host: str, left: bool) -> None:
+    ids = tiny.ids(4, 53)
+    mask = torch.ones_like(ids)
+    for row, pads in enumerate((0, 11, 11, 30)):
+        mask[row, slice(pads) if left else slice(53 - pads, None)] = 0
+    given = {"attention_mask": mask}
+    if left:
+        given["position_ids"] = (mask.cumsum(dim=1) - 1).clamp(min=0)
+    found, chunked = eager_and_sdpa(host, ["rope", name] if host == "bert" else name, ids, **given)
+    assert_equal(found)
+    assert kernel
+    assert all(torch.is_tensor(output) != (chunked and host == "bert") for output in kernel)
 
 
 @pytest.mark.parametrize("name", BANDS)
 def test_a_padded_batch_in_training_keeps_no_matrix(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Blocks of logits are made again in the backward pass: twice the tokens keep twice the memory, and gradients are those
     of graphs that are kept."""
+    monkeypatch.setattr(_banded, "LEAST_PADDED", 2**30)
     model = pospatch.apply(tiny.build("llama"), name).train()
 
     def trained(length: int, kept_scores: int) -> tuple[int, dict[str, Tensor]]:

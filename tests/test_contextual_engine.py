@@ -78,6 +78,7 @@ def test_steps_and_chunks_equal_one_pass(host: str, name: str, options: dict[str
             assert gap(stepwise(model, tokens, [7, 1, 1, 3, 6], static), whole) < 2e-5
 
 
+@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("attention", ["sdpa", "eager", "flex_attention"])
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
 def test_every_attention_gives_the_same(attention: str, name: str, options: dict[str, Any]) -> None:

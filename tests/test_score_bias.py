@@ -29,12 +29,7 @@ PLACES += [(host, name) for host in ("gpt2", "mistral", "t5") for name in ("alib
 OWN = [("gemma2", "alibi"), ("gemma2", "t5_bias"), ("gpt_oss", "alibi"), ("gpt_oss", "kerple_log")]  # eager alone
 
 
-@pytest.fixture(autouse=True)
-def _plain_torch(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """flex_attention runs as it is written: compiling its mask takes minutes here."""
-    torch.compiler.set_stance("force_eager")
-    yield
-    torch.compiler.set_stance("default")
+pytestmark = pytest.mark.usefixtures("uncompiled")
 
 
 def patched(host: str, name: str, attention: str | None = None, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["additive", "columns", "is_causal_call", "looks_back", "row_blocks", "seen_keys", "triangle"]
+__all__ = ["additive", "columns", "is_causal_call", "looks_back", "row_blocks", "seen_keys", "spans", "triangle"]
 
 ROWS = 1024  # queries whose mask is looked at together
 
@@ -37,6 +37,26 @@ def triangle(mask: Any, causal: bool, query_positions: Tensor, key_positions: Te
     if bool(seen.all()):
         return False
     return True if bool((seen == (where[0] <= where[0, keys - queries :, None])).all()) else None
+
+
+def spans(mask: Any, query_positions: Tensor, key_positions: Tensor, causal: bool) -> list[slice] | None:
+    """The tokens of each row of a padded batch, all else being pads: no token sees a pad, and among the tokens `triangle` is
+    `causal`. None where the queries are not all the keys, or the mask is anything else."""
+    tokens = key_positions.shape[1]
+    if not torch.is_tensor(mask) or mask.shape[-2:] != (tokens, tokens) or query_positions.shape[1] != tokens:
+        return None
+    seen, found = seen_keys(mask, mask, tokens), []
+    assert seen is not None  # there is a mask
+    for row, keys in enumerate(seen):
+        held = keys.nonzero().flatten().tolist()
+        if not held or held[-1] - held[0] >= len(held):
+            return None
+        part = slice(held[0], held[-1] + 1)
+        ours, theirs = (each[row % len(each), part][None] for each in (query_positions, key_positions))
+        if triangle(mask[row, :, part, part], False, ours, theirs) is not causal:
+            return None
+        found.append(part)
+    return found
 
 
 def looks_back(mask: Any, causal: bool, query_positions: Tensor, key_positions: Tensor) -> bool:

@@ -3,12 +3,13 @@ of logits."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pospatch.attention._mask import additive, triangle
+from pospatch.attention._mask import additive, spans, triangle
 from pospatch.attention.bands import banded_logits
 from pospatch.attention.flash import banded_flash, both_ways, pieces, reach
 from pospatch.engine._reindex import form_of, rotated
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["band_logits", "flash", "step", "visible"]
 
 LINED_UP = "_pospatch_lined_up"
+LEAST_PADDED = 64  # tokens of a padded batch from which a call for each row takes less time than blocks of logits
 
 
 def visible(method: Bands, call: Call, key_positions: Tensor) -> Any:
@@ -136,7 +138,7 @@ def flash(
     """The output (batch, query, heads, d) from the CPU's flash kernel, or None where the call needs the logits themselves.
 
     The kernel takes consecutive tokens: the last of them are the queries, under a plain causal triangle, or all of them see all.
-    No padding mask, window, softcap, sink or dropout.
+    Rows with pads are calls of their own over the tokens between, and give zeros at pads. No window, softcap, sink or dropout.
     """
     state = call.state
     method = _bands(state)
@@ -150,9 +152,38 @@ def flash(
     )
     if not plain:
         return None
-    bands, positions = method.bands(state.geometry), call.key_positions(key.shape[2])
-    if triangle(mask, causal, call.positions, positions) is not state.geometry.causal:
+    positions = call.key_positions(key.shape[2])
+    if triangle(mask, causal, call.positions, positions) is state.geometry.causal:
+        return _consecutive(query, key, value, call, scaling)
+    if query.shape[2] < LEAST_PADDED:
         return None
+    rows = spans(mask, call.positions, positions, state.geometry.causal)
+    return None if rows is None else _row_by_row(query, key, value, call, scaling, rows)
+
+
+def _row_by_row(
+    query: Tensor, key: Tensor, value: Tensor, call: Call, scaling: float, rows: list[slice]
+) -> Tensor | None:
+    """As `flash`, of the tokens `rows` of each row of the batch; neighbours with the same tokens are one call."""
+    found, batch, tokens = [], query.shape[0], query.shape[2]
+    positions, rows = call.positions.expand(batch, -1), rows * (batch // len(rows))
+    alike = [(held, int(where[held.start])) for held, where in zip(rows, positions, strict=True)]
+    starts = [row for row in range(batch) if row == 0 or alike[row] != alike[row - 1]]
+    for first, stop in zip(starts, [*starts[1:], batch], strict=True):
+        held = rows[first]
+        part = replace(call, positions=positions[first:stop, held], cache=None, record=None, turned=[])
+        ours, keys, values = (x[first:stop, :, held] for x in (query, key, value))
+        output = _consecutive(ours, keys, values, part, scaling)
+        if output is None:
+            return None
+        found.append(torch.nn.functional.pad(output, (0, 0, 0, 0, held.start, tokens - held.stop)))
+    return torch.cat(found)
+
+
+def _consecutive(query: Tensor, key: Tensor, value: Tensor, call: Call, scaling: float) -> Tensor | None:
+    """As `flash`, of consecutive tokens without a pad."""
+    state, positions = call.state, call.key_positions(key.shape[2])
+    bands = _bands(state).bands(state.geometry)
     if not state.geometry.causal:
         return _two_sided(query, key, value, call, bands, scaling)
     if any(band.unit > 1 for band in bands) and int(positions[0, 0]):
