@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pospatch.attention._mask import additive, spans, triangle
+from pospatch.attention._mask import additive, seen_keys, spans, triangle
 from pospatch.attention.bands import banded_logits
+from pospatch.attention.blockwise import blockwise, repeat_kv
 from pospatch.attention.flash import banded_flash, both_ways, pieces, reach
 from pospatch.engine._reindex import form_of, rotated
 from pospatch.methods._base import Band, Bands
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["band_logits", "flash", "step", "visible"]
 
 LINED_UP = "_pospatch_lined_up"
-LEAST_PADDED = 64  # tokens of a padded batch from which a call for each row takes less time than blocks of logits
+LEAST_PADDED = 128  # tokens of a padded batch from which a call for each row takes less time than blocks of logits
 
 
 def visible(method: Bands, call: Call, key_positions: Tensor) -> Any:
@@ -138,7 +139,7 @@ def flash(
     """The output (batch, query, heads, d) from the CPU's flash kernel, or None where the call needs the logits themselves.
 
     The kernel takes consecutive tokens: the last of them are the queries, under a plain causal triangle, or all of them see all.
-    Rows with pads are calls of their own over the tokens between, and give zeros at pads. No window, softcap, sink or dropout.
+    Rows with pads are calls of their own over the tokens between. No window, softcap, sink or dropout.
     """
     state = call.state
     method = _bands(state)
@@ -158,26 +159,43 @@ def flash(
     if query.shape[2] < LEAST_PADDED:
         return None
     rows = spans(mask, call.positions, positions, state.geometry.causal)
-    return None if rows is None else _row_by_row(query, key, value, call, scaling, rows)
+    return None if rows is None else _row_by_row(query, key, value, mask, call, scaling, rows)
 
 
 def _row_by_row(
-    query: Tensor, key: Tensor, value: Tensor, call: Call, scaling: float, rows: list[slice]
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call: Call, scaling: float, rows: list[slice]
 ) -> Tensor | None:
     """As `flash`, of the tokens `rows` of each row of the batch; neighbours with the same tokens are one call."""
-    found, batch, tokens = [], query.shape[0], query.shape[2]
-    positions, rows = call.positions.expand(batch, -1), rows * (batch // len(rows))
+    found, batch = [], query.shape[0]
+    positions, mask = call.positions.expand(batch, -1), mask.expand(batch, -1, -1, -1)
+    rows = rows * (batch // len(rows))  # one for all
     alike = [(held, int(where[held.start])) for held, where in zip(rows, positions, strict=True)]
     starts = [row for row in range(batch) if row == 0 or alike[row] != alike[row - 1]]
     for first, stop in zip(starts, [*starts[1:], batch], strict=True):
-        held = rows[first]
-        part = replace(call, positions=positions[first:stop, held], cache=None, record=None, turned=[])
-        ours, keys, values = (x[first:stop, :, held] for x in (query, key, value))
-        output = _consecutive(ours, keys, values, part, scaling)
+        held, where = rows[first], positions[first:stop]
+        ours, keys, values = query[first:stop], key[first:stop, :, held], value[first:stop, :, held]
+        part = replace(call, positions=where[:, held], cache=None, record=None, turned=[])
+        output = _consecutive(ours[:, :, held], keys, values, part, scaling)
         if output is None:
             return None
-        found.append(torch.nn.functional.pad(output, (0, 0, 0, 0, held.start, tokens - held.stop)))
+        before, after = (
+            _pads(ours[:, :, at], keys, values, mask[first:stop, :, at, held], part, where[:, at], scaling)
+            for at in (slice(0, held.start), slice(held.stop, None))
+        )
+        found.append(torch.cat((before, output, after), dim=1))
     return torch.cat(found)
+
+
+def _pads(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call: Call, positions: Tensor, scaling: float
+) -> Tensor:
+    """What pads at `positions` read of the tokens of a call, in blocks of logits: no token sees it, and someone may look at it."""
+    heads = query.shape[1]
+    if not seen_keys(mask, query, key.shape[2]).any():  # type: ignore[union-attr]  # there is a mask
+        return query.new_zeros((query.shape[0], query.shape[2], heads, value.shape[-1]))
+    key, value = repeat_kv(key, heads), repeat_kv(value, heads)
+    logits = band_logits(query, key, replace(call, positions=positions), call.positions, scaling)
+    return blockwise(query, value, mask, False, logits)[0]
 
 
 def _consecutive(query: Tensor, key: Tensor, value: Tensor, call: Call, scaling: float) -> Tensor | None:
