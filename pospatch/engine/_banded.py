@@ -189,7 +189,7 @@ def _row_by_row(
 def _pads(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call: Call, positions: Tensor, scaling: float
 ) -> Tensor:
-    """What pads at `positions` read of the tokens of a call, in blocks of logits: no token sees it, and someone may look at it."""
+    """What pads at `positions` read of the tokens of a call, in blocks of logits: no token sees it, but a caller may."""
     heads = query.shape[1]
     if not seen_keys(mask, query, key.shape[2]).any():  # type: ignore[union-attr]  # there is a mask
         return query.new_zeros((query.shape[0], query.shape[2], heads, value.shape[-1]))
