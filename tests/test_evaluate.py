@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from pospatch import evaluate
 from pospatch.cli import app
 from pospatch.errors import BadOption, BadOptionType, PospatchError, UnknownName, UnsupportedHost
+from pospatch.evaluate import _progress
 from pospatch.evaluate._fingerprint import fingerprint
 from pospatch.evaluate._head import SlicedHead
 from pospatch.evaluate._result import Cells, Result
@@ -506,3 +507,19 @@ def test_a_patched_model_is_measured_patched_and_named(tokenizer):
     losses = own_losses(patched, text_ids(tokenizer, 96)).double()
     assert result.summary["perplexity"] == pytest.approx(math.exp(losses.mean()), rel=1e-4)
     assert result.summary["perplexity"] != pytest.approx(plain.summary["perplexity"], rel=1e-3)
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where stderr is no terminal a bar would show nothing for as long as it runs."""
+    for every, lines in ((0.0, 3), (60.0, 0)):
+        monkeypatch.setattr(_progress, "EVERY", every)
+        with _progress.bar("reading [1]", 3, True) as advance:
+            for _ in range(3):
+                advance()
+        said = capsys.readouterr().err.splitlines()
+        assert len(said) == lines
+        assert all(line.startswith(f"reading [1]: {done} of 3, about 0.0") for done, line in enumerate(said, 1))
+    monkeypatch.setattr(_progress, "EVERY", 0.0)
+    with _progress.bar("reading", 1, False) as advance:
+        advance()
+    assert capsys.readouterr().err == ""

@@ -1,7 +1,8 @@
-"""One progress bar on stderr, silent where it is turned off or stderr is no terminal."""
+"""One progress bar on stderr, silent where it is turned off; where stderr is no terminal (a log, a batch job), a line now and then."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,10 +11,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 __all__ = ["bar"]
 
+EVERY = 30.0  # seconds between lines of a log
+
 
 @contextmanager
 def bar(description: str, total: int, enabled: bool) -> Iterator[Callable[[], None]]:
     """Yield a function that moves the bar by one of `total` steps."""
+    console = Console(stderr=True)
+    if enabled and not console.is_terminal:
+        yield _lines(console, description, total)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -21,6 +28,22 @@ def bar(description: str, total: int, enabled: bool) -> Iterator[Callable[[], No
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not enabled) as progress:
+    with Progress(*columns, console=console, transient=True, disable=not enabled) as progress:
         task = progress.add_task(description, total=total)
         yield lambda: progress.advance(task)
+
+
+def _lines(console: Console, description: str, total: int) -> Callable[[], None]:
+    """A function that counts steps and says how far they are, at most every so many seconds."""
+    begun = said = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal said, done
+        done, now = done + 1, time.monotonic()
+        if now - said >= EVERY:
+            said, left = now, (now - begun) / done * max(0, total - done)
+            text = f"{description}: {done} of {total}, about {left / 60:.1f} minutes left"
+            console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    return advance
