@@ -1,4 +1,4 @@
-"""One progress bar on stderr, silent where it is turned off; where stderr is no terminal (a log, a batch job), a line now and then."""
+"""Progress on stderr, unless turned off: one bar, or where stderr is no terminal (a log, a batch job) a line now and then."""
 
 from __future__ import annotations
 
