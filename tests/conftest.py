@@ -6,6 +6,7 @@ os.environ["COLUMNS"] = "200"  # read by rich when a console is made, so before 
 os.environ["HF_HUB_OFFLINE"] = "1"  # likewise by huggingface_hub, which without a network looks for each name for 23 s
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(module if shared else f"{module}-{number // TOGETHER}"))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_node_collection_finished(node: Any, ids: list[str]) -> None:
     """A pytest-xdist that passes over the groups makes everything twice, and says nothing."""
-    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+    if node.config.option.dist == "loadgroup" and not all("@" in each for each in ids):
         raise pytest.UsageError(
             "pytest-xdist does not read the groups of tests/conftest.py: pytest 9.2 with xdist 3.8?"
         )

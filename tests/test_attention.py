@@ -104,18 +104,26 @@ def test_bias_in_blocks_equals_the_whole(monkeypatch: pytest.MonkeyPatch, causal
         assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
+@pytest.mark.parametrize("steep", [True, False])
 @pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize(("queries", "keys"), [(29, 29), (300, 300), (130, 301), (2, 2)])
 def test_toeplitz_equals_the_whole_bias(
-    monkeypatch: pytest.MonkeyPatch, learned: bool, causal: bool, kv_heads: int, queries: int, keys: int
+    monkeypatch: pytest.MonkeyPatch, steep: bool, learned: bool, causal: bool, kv_heads: int, queries: int, keys: int
 ) -> None:
+    """Where it falls off steeply, heads look as far as they must, each about as far as its window."""
     monkeypatch.setattr(toeplitz_module, "BLOCK_SCORES", 2 * 4 * keys * 11)  # several blocks in the backward pass too
     torch.manual_seed(0)
     make = lambda heads, length: torch.randn(2, heads, length, 8, dtype=torch.float64, requires_grad=True)  # noqa: E731
     query, key, value = make(4, queries), make(kv_heads, keys), make(kv_heads, keys)
-    bias = torch.randn(4, queries + keys - 1, dtype=torch.float64, requires_grad=learned)
+    bias = torch.randn(4, queries + keys - 1, dtype=torch.float64)
+    if steep:
+        away = (torch.arange(keys - 1, -queries, -1)).abs()
+        bias -= torch.tensor([8.0, 2.0, 0.05, 0.7])[:, None] * away
+    groups = toeplitz_module._groups(query, key, bias, causal, 0.3)
+    assert (min(group.back for group in groups) < keys - 1) == (steep and queries > 128 and kv_heads > 1)
+    bias.requires_grad_(learned)
     output = toeplitz(query, key, value, bias, causal, 0.3)
     m, n = torch.arange(keys - queries, keys)[:, None], torch.arange(keys)[None]
     wide = [x.repeat_interleave(4 // kv_heads, dim=1) for x in (key, value)]

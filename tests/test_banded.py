@@ -149,7 +149,7 @@ def test_two_sided_attention_is_calls_of_the_kernel(kernel: list[Any], name: str
 def test_rows_with_pads_are_calls_of_their_own(kernel: list[Any], name: str, host: str, left: bool) -> None:
     ids = tiny.ids(4, 53)
     mask = torch.ones_like(ids)
-    for row, pads in enumerate((0, 11, 11, 30)):
+    for row, pads in enumerate((0, 11, 11, 52)):
         mask[row, slice(pads) if left else slice(53 - pads, None)] = 0
     given = {"attention_mask": mask}
     if left:
@@ -160,17 +160,36 @@ def test_rows_with_pads_are_calls_of_their_own(kernel: list[Any], name: str, hos
     assert all(torch.is_tensor(output) != (chunked and host == "bert") for output in kernel)
 
 
+@pytest.mark.parametrize("where", ["twice from 0", "every second"])
+@pytest.mark.parametrize("name", SLICED)
+@torch.no_grad()
+def test_one_mask_for_rows_at_other_positions(kernel: list[Any], name: str, where: str) -> None:
+    """What is consecutive in the first row need not be in the others."""
+    ids, first = tiny.ids(2, 40), torch.arange(40)
+    other = torch.cat((first[:20], first[:20])) if where == "twice from 0" else 2 * first
+    mask = torch.ones(1, 1, 40, 40, dtype=torch.bool).tril()
+    found = []
+    for rows in (1, 2):
+        model = pospatch.apply(tiny.build("llama"), name)
+        given = {"attention_mask": mask.expand(rows, -1, -1, -1), "position_ids": torch.stack((first, other))}
+        kernel.clear()  # the patch has proved itself by it
+        found.append(tiny.logits(model, ids, **given))
+        assert kernel == [None, None]
+    assert (found[0] - found[1]).abs().max() < 3e-5 * float(found[1].std())
+
+
+@pytest.mark.parametrize("form", ["blocks of logits", "rows"])
 @pytest.mark.parametrize("name", BANDS)
-def test_a_padded_batch_in_training_keeps_no_matrix(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_padded_batch_in_training_keeps_no_matrix(monkeypatch: pytest.MonkeyPatch, name: str, form: str) -> None:
     """Blocks of logits are made again in the backward pass: twice the tokens keep twice the memory, and gradients are those
     of graphs that are kept."""
-    monkeypatch.setattr(_banded, "LEAST_PADDED", 2**30)
     model = pospatch.apply(tiny.build("llama"), name).train()
 
-    def trained(length: int, kept_scores: int) -> tuple[int, dict[str, Tensor]]:
+    def trained(length: int, kept_scores: int, least: int) -> tuple[int, dict[str, Tensor]]:
         monkeypatch.setattr(blockwise_module, "KEPT_SCORES", kept_scores)
+        monkeypatch.setattr(_banded, "LEAST_PADDED", least)
         mask, kept = torch.ones(2, length, dtype=torch.long), {}
-        mask[0, :5] = 0
+        mask[0, -length // 4 :] = 0
 
         def keep(x: Tensor) -> Tensor:
             kept[x.data_ptr()] = x.nbytes
@@ -184,7 +203,8 @@ def test_a_padded_batch_in_training_keeps_no_matrix(monkeypatch: pytest.MonkeyPa
             path: each.grad.clone() for path, each in model.named_parameters() if each.grad is not None
         }
 
-    half, whole, graphs = trained(48, 1), trained(96, 1), trained(96, 2**30)
+    least = 1 if form == "rows" else 2**30
+    half, whole, graphs = trained(48, 1, least), trained(96, 1, least), trained(96, 2**30, 2**30)
     assert whole[0] < 2.2 * half[0]
     assert graphs[0] > 2 * whole[0]
     for path, wanted in graphs[1].items():

@@ -511,6 +511,8 @@ def test_a_patched_model_is_measured_patched_and_named(tokenizer):
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Where stderr is no terminal a bar would show nothing for as long as it runs."""
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # by which rich takes any stream for a terminal
+        monkeypatch.delenv(name, raising=False)
     for every, lines in ((0.0, 3), (60.0, 0)):
         monkeypatch.setattr(_progress, "EVERY", every)
         with _progress.bar("reading [1]", 3, True) as advance:

@@ -72,6 +72,8 @@ def test_eager_and_sdpa_and_blocks_agree(monkeypatch: pytest.MonkeyPatch, host: 
     model.set_attn_implementation("sdpa")
     close(tiny.logits(model, tokens), wanted[0])
     close(tiny.logits(model, tokens, attention_mask=mask)[mask.bool()], wanted[1])
+    monkeypatch.setattr(score, "takes_kernel", lambda *args: False)  # as on a GPU
+    close(tiny.logits(model, tokens), wanted[0])
     monkeypatch.setattr(blockwise_module, "BLOCK_SCORES", 2 * 4 * 20 * 7)
     monkeypatch.setattr(score, "_may_fold", lambda *args: False)
     close(tiny.logits(model, tokens), wanted[0])
@@ -123,6 +125,7 @@ def test_columns_never_meet_a_softcap_a_sink_or_another_bias(monkeypatch: pytest
     """A softcap squashes what is in q.k, and a sink is compared with it: there the bias is handed over as a bias, whole."""
     from pospatch.engine._state import Call
 
+    monkeypatch.setattr(score, "takes_kernel", lambda *args: False)  # as on a GPU
     model = patched("llama", name)
     module = model.model.layers[0].self_attn
     q, k = torch.randn(1, 4, 6, 8), torch.randn(1, 2, 6, 8)

@@ -40,22 +40,27 @@ def triangle(mask: Any, causal: bool, query_positions: Tensor, key_positions: Te
 
 
 def spans(mask: Any, query_positions: Tensor, key_positions: Tensor, causal: bool) -> list[slice] | None:
-    """The tokens of each row of a padded batch, all else being pads: no token sees a pad, and among the tokens `triangle` is
-    `causal`. None where the queries are not all the keys, or the mask is anything else."""
+    """The tokens of each row of a padded batch (of one for all rows), all else being pads: no token sees a pad, and among the
+    tokens `triangle` is `causal`. None where the queries are not all the keys, or mask or positions are anything else."""
     tokens = key_positions.shape[1]
-    if not torch.is_tensor(mask) or mask.shape[-2:] != (tokens, tokens) or query_positions.shape[1] != tokens:
+    if (
+        not torch.is_tensor(mask)
+        or mask.dim() != 4
+        or not mask.shape[2] == mask.shape[3] == query_positions.shape[1] == tokens
+    ):
         return None
     seen, found = seen_keys(mask, mask, tokens), []
     assert seen is not None  # there is a mask
-    for row, keys in enumerate(seen):
-        held = keys.nonzero().flatten().tolist()
-        if not held or held[-1] - held[0] >= len(held):
+    for row in range(max(len(seen), len(query_positions), len(key_positions))):
+        keys = seen[row % len(seen)].nonzero().flatten().tolist()
+        if not keys or keys[-1] - keys[0] >= len(keys):
             return None
-        part = slice(held[0], held[-1] + 1)
-        ours, theirs = (each[row % len(each), part][None] for each in (query_positions, key_positions))
-        if triangle(mask[row, :, part, part], False, ours, theirs) is not causal:
+        held = slice(keys[0], keys[-1] + 1)
+        ours, theirs = (each[row % len(each), held][None] for each in (query_positions, key_positions))
+        shape = triangle(mask[row % len(mask), :, held, held], False, ours, theirs)
+        if shape is None or (shape is not causal and len(keys) > 1):  # a single token is both
             return None
-        found.append(part)
+        found.append(held)
     return found
 
 

@@ -41,6 +41,7 @@ def blockwise(
     sinks: Tensor | None = None,
     need_weights: bool = False,
     visible: Callable[[slice], Tensor | None] | None = None,
+    keep_none: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax over `logits(rows, mask)`, applied to value.
 
@@ -52,6 +53,7 @@ def blockwise(
         sinks: (heads,) logits of a sink that takes weight and gives nothing.
         need_weights: also return the weights (batch, heads, query, key).
         visible: which keys the queries `rows` see at all, bool (batch, rows, key), or None where all; beside the mask.
+        keep_none: make the logits again in the backward pass however few they are, since there are many such calls.
 
     Returns:
         (batch, query, heads, d), and the weights or None.
@@ -68,13 +70,19 @@ def blockwise(
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
         return weights if need_weights else torch.matmul(weights, value)
 
-    whole = by_blocks(block, query, value.shape[2], keep=need_weights)
+    whole = by_blocks(block, query, value.shape[2], keep=need_weights, kept=0 if keep_none else None)
     output = torch.matmul(whole, value) if need_weights else whole  # weights that are returned are those that act
     return output.transpose(1, 2).contiguous(), whole if need_weights else None
 
 
 def by_blocks(
-    block: Callable[[slice], Tensor], query: Tensor, keys: int, *, planes: int = 1, keep: bool = False
+    block: Callable[[slice], Tensor],
+    query: Tensor,
+    keys: int,
+    *,
+    planes: int = 1,
+    keep: bool = False,
+    kept: int | None = None,
 ) -> Tensor:
     """What `block` makes of each slice of the queries, joined along them.
 
@@ -82,10 +90,12 @@ def by_blocks(
         query: (batch, heads, query, head_dim), for shapes only.
         planes: matrices of (rows, keys) that a block holds at once, for each of the heads.
         keep: the blocks are the matrices themselves, so that nothing is gained by making them again in the backward pass.
+        kept: logits whose graph is kept; None is `KEPT_SCORES`.
     """
     batch, heads, length, _ = query.shape
     blocks = row_blocks(length, BLOCK_SCORES // max(1, batch * heads * keys * planes))
-    again = torch.is_grad_enabled() and batch * heads * length * keys > KEPT_SCORES and not keep
+    kept = KEPT_SCORES if kept is None else kept
+    again = torch.is_grad_enabled() and batch * heads * length * keys > kept and not keep
     if again:  # the query goes along so that the state of its device's random numbers is kept for dropout
         parts = [checkpoint(lambda rows, _: block(rows), rows, query, use_reentrant=False) for rows in blocks]
     else:

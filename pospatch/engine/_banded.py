@@ -170,6 +170,10 @@ def _row_by_row(
     positions, mask = call.positions.expand(batch, -1), mask.expand(batch, -1, -1, -1)
     rows = rows * (batch // len(rows))  # one for all
     alike = [(held, int(where[held.start])) for held, where in zip(rows, positions, strict=True)]
+    if any(begin for _, begin in alike) and any(
+        band.unit > 1 for band in _bands(call.state).bands(call.state.geometry)
+    ):
+        return None  # chunks are counted from position 0, also where tokens are not
     starts = [row for row in range(batch) if row == 0 or alike[row] != alike[row - 1]]
     for first, stop in zip(starts, [*starts[1:], batch], strict=True):
         held, where = rows[first], positions[first:stop]
@@ -189,13 +193,16 @@ def _row_by_row(
 def _pads(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, call: Call, positions: Tensor, scaling: float
 ) -> Tensor:
-    """What pads at `positions` read of the tokens of a call, in blocks of logits: no token sees it, but a caller may."""
+    """What pads at `positions` read of the tokens of a call, in blocks of logits: no token sees it, but a caller may.
+
+    Pads that see no token give zeros.
+    """
     heads = query.shape[1]
     if not seen_keys(mask, query, key.shape[2]).any():  # type: ignore[union-attr]  # there is a mask
         return query.new_zeros((query.shape[0], query.shape[2], heads, value.shape[-1]))
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
     logits = band_logits(query, key, replace(call, positions=positions), call.positions, scaling)
-    return blockwise(query, value, mask, False, logits)[0]
+    return blockwise(query, value, mask, False, logits, keep_none=True)[0]
 
 
 def _consecutive(query: Tensor, key: Tensor, value: Tensor, call: Call, scaling: float) -> Tensor | None:

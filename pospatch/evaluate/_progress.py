@@ -1,4 +1,4 @@
-"""Progress on stderr, unless turned off: one bar, or where stderr is no terminal (a log, a batch job) a line now and then."""
+"""Progress on stderr, unless turned off: one bar, or in a log (a file, a batch job) a line now and then."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERY = 30.0  # seconds between lines of a log
 def bar(description: str, total: int, enabled: bool) -> Iterator[Callable[[], None]]:
     """Yield a function that moves the bar by one of `total` steps."""
     console = Console(stderr=True)
-    if enabled and not console.is_terminal:
+    if enabled and not (console.is_terminal or console.is_jupyter):
         yield _lines(console, description, total)
         return
     columns = (
