@@ -119,8 +119,8 @@ def _groups(query: Tensor, key: Tensor, bias: Tensor, causal: bool, scaling: flo
     if scaling is None or query.shape[2] < LEAST:
         return whole
     share = query.shape[1] // key.shape[1]
-    longest_q = query.float().norm(dim=-1).amax(dim=(0, 2))
-    longest_k = (key.float() - key.float().mean(dim=2, keepdim=True)).norm(dim=-1).amax(dim=(0, 2))
+    longest_q = torch.linalg.vector_norm(query, dim=-1, dtype=bias.dtype).amax(dim=(0, 2))
+    longest_k = torch.stack([_longest(one.to(bias.dtype)) for one in key.unbind(1)])
     gap = 2 * scaling * longest_q * longest_k.repeat_interleave(share)
     least = bias[:, keys - 1] - gap - LOST.get(query.dtype, LOST_IN_FLOAT)
     seen = ~(bias < least[:, None])  # so written that NaN sees everything
@@ -141,6 +141,11 @@ def _groups(query: Tensor, key: Tensor, bias: Tensor, causal: bool, scaling: flo
         )
         for heads in together.values()
     ]
+
+
+def _longest(keys: Tensor) -> Tensor:
+    """The largest distance of the keys (batch, key, d) of one head from their middle."""
+    return torch.linalg.vector_norm(keys - keys.mean(dim=1, keepdim=True), dim=-1).amax()
 
 
 def _blocks(queries: int, keys: int, group: Group, most: int | None = None) -> list[tuple[slice, slice]]:
