@@ -121,6 +121,7 @@ def test_toeplitz_equals_the_whole_bias(
     if steep:
         away = (torch.arange(keys - 1, -queries, -1)).abs()
         bias -= torch.tensor([8.0, 2.0, 0.05, 0.7])[:, None] * away
+        bias[3, 0] = 0.0  # a peak far off is seen
     groups = toeplitz_module._groups(query, key, bias, causal, 0.3)
     assert (min(group.back for group in groups) < keys - 1) == (steep and queries > 128 and kv_heads > 1)
     bias.requires_grad_(learned)
@@ -139,19 +140,22 @@ def test_toeplitz_equals_the_whole_bias(
         assert (got - want).abs().max() < 1e-11
 
 
+@pytest.mark.parametrize("learned", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_toeplitz_in_narrow_types_keeps_the_bias_exact(dtype: torch.dtype) -> None:
+def test_toeplitz_in_narrow_types_keeps_the_bias_exact(dtype: torch.dtype, learned: bool) -> None:
     torch.manual_seed(0)
     query, key, value = (torch.randn(1, 2, 200, 16).to(dtype).requires_grad_() for _ in range(3))
-    bias = torch.randn(2, 399, requires_grad=True)
+    bias = torch.randn(2, 399) - torch.tensor([[2.0], [0.1]]) * torch.arange(199, -200, -1).abs()
+    bias.requires_grad_(learned)
+    assert len(toeplitz_module._groups(query, key, bias, True, 0.25)) == 2
     output = toeplitz(query, key, value, bias, True, 0.25)
     wide = [x.detach().float().requires_grad_() for x in (query, key, value)]
     wanted = toeplitz(*wide, bias, True, 0.25)
     assert output.dtype == dtype
     assert (output.float() - wanted).abs().max() < 2e-2
-    upstream = torch.randn(1, 2, 200, 16)
-    ours = torch.autograd.grad(output, [query, key, value, bias], upstream.to(dtype))
-    theirs = torch.autograd.grad(wanted, [*wide, bias], upstream)
+    upstream, last = torch.randn(1, 2, 200, 16), [bias] if learned else []
+    ours = torch.autograd.grad(output, [query, key, value, *last], upstream.to(dtype))
+    theirs = torch.autograd.grad(wanted, [*wide, *last], upstream)
     for got, want in zip(ours, theirs, strict=True):
         assert (got.float() - want).abs().max() < 3e-2 * want.abs().max()
 

@@ -121,7 +121,7 @@ def _groups(query: Tensor, key: Tensor, bias: Tensor, causal: bool, scaling: flo
     share = query.shape[1] // key.shape[1]
     longest_q = torch.linalg.vector_norm(query, dim=-1, dtype=bias.dtype).amax(dim=(0, 2))
     longest_k = torch.stack([_longest(one.to(bias.dtype)) for one in key.unbind(1)])
-    gap = 2 * scaling * longest_q * longest_k.repeat_interleave(share)
+    gap = 2 * abs(scaling) * longest_q * longest_k.repeat_interleave(share)
     least = bias[:, keys - 1] - gap - LOST.get(query.dtype, LOST_IN_FLOAT)
     seen = ~(bias < least[:, None])  # so written that NaN sees everything
     first = seen.int().argmax(dim=1)
@@ -162,9 +162,9 @@ def _blocks(queries: int, keys: int, group: Group, most: int | None = None) -> l
 
 def _mask(bias: Tensor, group: Group, rows: slice, columns: slice, queries: int) -> Tensor:
     """(1, heads, rows, columns), rows from the last to the first: a view of the list."""
-    bias = bias[group.heads]
-    size = (1, bias.shape[0], rows.stop - rows.start, columns.stop - columns.start)
-    return bias.as_strided(size, (0, bias.stride(0), 1, 1), bias.storage_offset() + queries - rows.stop + columns.start)
+    start, height, width = queries - rows.stop + columns.start, rows.stop - rows.start, columns.stop - columns.start
+    bias = bias[group.heads, start : start + height + width - 1]
+    return bias.as_strided((1, bias.shape[0], height, width), (0, bias.stride(0), 1, 1), bias.storage_offset())
 
 
 def _by_kernel(

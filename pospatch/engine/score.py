@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attend", "open_attention"]
 
-FAR = 4096  # keys from which steep heads that look no farther than they must take less time than columns of q and k
+FAR, FAR_IN_HALF = 4096, 8192  # keys from which steep heads that look no farther than they must beat columns of q and k
 
 Function = Callable[..., Any]
 
@@ -61,7 +61,7 @@ def attend(
     fold = method if isinstance(method, Fold) else None
     if fold is not None and not _may_fold(module, fold, query, key, mask, call, base, kwargs):
         fold = None
-    if fold is None or key.shape[2] >= FAR:
+    if fold is None or key.shape[2] >= (FAR if query.dtype.itemsize > 2 else FAR_IN_HALF):
         output = _by_distance(module, query, key, value, mask, call, base, kwargs)
         if output is not None:
             return output, None
