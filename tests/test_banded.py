@@ -34,6 +34,15 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return made
 
 
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each call got from the kernel: its output, or None."""
+    made, inner = [], _banded.flash
+    monkeypatch.setattr(_banded, "flash", lambda *args: made.append(inner(*args)) or made[-1])
+    monkeypatch.setattr(_banded, "LEAST_PADDED", 1)
+    return made
+
+
 def decoded(model: Any, tokens: Tensor, first: int, **padding: Any) -> Tensor:
     """Logits of one forward over `first` tokens and single steps from there."""
     found, cache = [], None
@@ -87,28 +96,17 @@ def test_steps_of_padded_rows(steps: list[bool], name: str) -> None:
 
 @pytest.mark.parametrize("name", SLICED)
 @torch.no_grad()
-def test_chunks_after_a_cache_are_calls_of_the_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    made, inner = [], _banded.flash
-    monkeypatch.setattr(_banded, "flash", lambda *args: made.append(inner(*args)) or made[-1])
+def test_chunks_after_a_cache_are_calls_of_the_kernel(kernel: list[Any], name: str) -> None:
     model, tokens = pospatch.apply(tiny.build("llama"), name), tiny.ids(2, 61)
     wanted, found, cache = tiny.logits(model, tokens), [], None
-    made.clear()
+    kernel.clear()
     for piece in tokens.split([17, 30, 14], dim=1):
         output = model(input_ids=piece, past_key_values=cache, use_cache=True)
         found.append(output.logits)
         cache = output.past_key_values
     assert (torch.cat(found, dim=1) - wanted).abs().max() < 3e-5 * max(1.0, float(wanted.std()))
-    assert len(made) == 6
-    assert all(torch.is_tensor(output) for output in made)
-
-
-@pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What each call got from the kernel: its output, or None."""
-    made, inner = [], _banded.flash
-    monkeypatch.setattr(_banded, "flash", lambda *args: made.append(inner(*args)) or made[-1])
-    monkeypatch.setattr(_banded, "LEAST_PADDED", 1)
-    return made
+    assert len(kernel) == 6
+    assert all(torch.is_tensor(output) for output in kernel)
 
 
 def eager_and_sdpa(host: str, stack: Any, ids: Tensor, **mask: Tensor) -> tuple[Any, bool]:
@@ -189,7 +187,7 @@ def test_a_padded_batch_in_training_keeps_no_matrix(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(blockwise_module, "KEPT_SCORES", kept_scores)
         monkeypatch.setattr(_banded, "LEAST_PADDED", least)
         mask, kept = torch.ones(2, length, dtype=torch.long), {}
-        mask[0, -length // 4 :] = 0
+        mask[0, slice(5) if form == "blocks of logits" else slice(-length // 4, None)] = 0
 
         def keep(x: Tensor) -> Tensor:
             kept[x.data_ptr()] = x.nbytes

@@ -41,7 +41,7 @@ def blockwise(
     sinks: Tensor | None = None,
     need_weights: bool = False,
     visible: Callable[[slice], Tensor | None] | None = None,
-    keep_none: bool = False,
+    kept: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Softmax over `logits(rows, mask)`, applied to value.
 
@@ -53,7 +53,7 @@ def blockwise(
         sinks: (heads,) logits of a sink that takes weight and gives nothing.
         need_weights: also return the weights (batch, heads, query, key).
         visible: which keys the queries `rows` see at all, bool (batch, rows, key), or None where all; beside the mask.
-        keep_none: make the logits again in the backward pass however few they are, since there are many such calls.
+        kept: logits whose graph is kept rather than made again in the backward pass; None is `KEPT_SCORES`.
 
     Returns:
         (batch, query, heads, d), and the weights or None.
@@ -70,7 +70,7 @@ def blockwise(
         weights = torch.nn.functional.dropout(weights.to(value.dtype), p=dropout, training=dropout > 0)
         return weights if need_weights else torch.matmul(weights, value)
 
-    whole = by_blocks(block, query, value.shape[2], keep=need_weights, kept=0 if keep_none else None)
+    whole = by_blocks(block, query, value.shape[2], keep=need_weights, kept=kept)
     output = torch.matmul(whole, value) if need_weights else whole  # weights that are returned are those that act
     return output.transpose(1, 2).contiguous(), whole if need_weights else None
 
@@ -90,7 +90,7 @@ def by_blocks(
         query: (batch, heads, query, head_dim), for shapes only.
         planes: matrices of (rows, keys) that a block holds at once, for each of the heads.
         keep: the blocks are the matrices themselves, so that nothing is gained by making them again in the backward pass.
-        kept: logits whose graph is kept; None is `KEPT_SCORES`.
+        kept: as of `blockwise`.
     """
     batch, heads, length, _ = query.shape
     blocks = row_blocks(length, BLOCK_SCORES // max(1, batch * heads * keys * planes))

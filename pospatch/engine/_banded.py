@@ -202,7 +202,7 @@ def _pads(
         return query.new_zeros((query.shape[0], query.shape[2], heads, value.shape[-1]))
     key, value = repeat_kv(key, heads), repeat_kv(value, heads)
     logits = band_logits(query, key, replace(call, positions=positions), call.positions, scaling)
-    return blockwise(query, value, mask, False, logits, keep_none=True)[0]
+    return blockwise(query, value, mask, False, logits, kept=0)[0]  # one such call a row: graphs would add up
 
 
 def _consecutive(query: Tensor, key: Tensor, value: Tensor, call: Call, scaling: float) -> Tensor | None:
